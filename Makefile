@@ -1,0 +1,89 @@
+# Two commands do everything, set-up included, given python3 >= 3.11, a C compiler and make:
+#
+#   make demo    every variant of convolution on a photograph -> demo.png
+#   make test    linters, type checker and the whole test suite
+#
+# All of it happens in .venv. The package is built into a wheel and installed from there, and rebuilt when a
+# source file is newer; the checkout itself is never imported, because it lacks the compiled module.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find fastconv src -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name 'py.typed' \)) \
+           setup.py pyproject.toml MANIFEST.in README.md LICENSE
+WHEEL = $(firstword $(wildcard $(VENV)/wheel/*.whl))
+
+# What `make demo` and `make test` hand on:  make demo DEMO_ARGS='mine.jpg --backend numba'
+#                                            make test PYTEST_ARGS='-q -k deform --backend=cython'
+DEMO_ARGS ?=
+PYTEST_ARGS ?= -q
+
+# Optional: what the suite compares with where it is installed (5 GB).
+PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime
+
+# The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
+export PYTHONSAFEPATH := 1
+
+.PHONY: help demo test pytest lint format bench peers wheel clean
+
+help:
+	@sed -n '3,4s/^#   //p' Makefile
+	@echo "make lint    ruff and mypy;  make format  rewrite by ruff"
+	@echo "make bench   time the kernels on layers of known networks"
+	@echo "make peers   install the libraries that some tests compare with"
+	@echo "make wheel   sdist -> wheel -> clean install, checked"
+	@echo "make clean   remove everything made"
+
+demo: $(VENV)/extra-demo
+	$(BIN)/python -m fastconv demo $(DEMO_ARGS)
+
+test: lint pytest
+
+pytest: $(VENV)/extra-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/extra-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/extra-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/extra-bench
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-group-by=param:workload
+
+peers: $(VENV)/ready
+	$(PIP) install -q $(PEERS)
+
+wheel: $(VENV)/ready
+	rm -rf build dist
+	$(PIP) install -q build
+	$(BIN)/python -m build -o dist .
+	$(PYTHON) -m venv build/check
+	build/check/bin/python -m pip --disable-pip-version-check install -q dist/*.whl
+	cd build && check/bin/python -m fastconv info && check/bin/python -m fastconv verify --quick
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo.png
+	rm -f src/native.c fastconv/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fastconv needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A left-over build folder would put files into the wheel that are no longer in the sources.
+$(VENV)/installed: $(VENV)/ready $(SOURCES)
+	rm -rf build $(VENV)/wheel
+	$(PIP) wheel -q --no-deps -w $(VENV)/wheel .
+	$(PIP) install -q --force-reinstall --no-deps $(VENV)/wheel/*.whl
+	@touch $@
+
+# The extras come after the package: installing its wheel again by name would be skipped, only they are added.
+$(VENV)/extra-%: $(VENV)/installed
+	$(PIP) install -q "$(WHEEL)[$*]"
+	@touch $@

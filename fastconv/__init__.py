@@ -1,0 +1,59 @@
+"""fastconv: the convolution family for NumPy arrays, at the speed of the machine.
+
+Standard, grouped, transposed, dilated and deformable convolution in 1, 2 and 3 dimensions, on interchangeable
+backends. Start with :func:`conv2d`; ask :func:`explain` what ran and why; :func:`plan` prepares a convolution
+that runs many times.
+"""
+
+# The folder first: importing it later would set the name `backends` to it, over the function.
+from . import backends as _backends  # noqa: F401
+from .config import set_default_backend, threads, use_backend
+from .errors import BackendError, ShapeError, UnsupportedError
+from .explain import Explanation, explain, show_config
+from .functional import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    deform_conv1d,
+    deform_conv2d,
+    deform_conv3d,
+)
+from .plan import Plan, plan
+from .problem import Problem
+from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendStatus",
+    "Explanation",
+    "Kernel",
+    "Plan",
+    "Problem",
+    "ShapeError",
+    "UnsupportedError",
+    "backends",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "deform_conv1d",
+    "deform_conv2d",
+    "deform_conv3d",
+    "explain",
+    "kernels",
+    "plan",
+    "register_backend",
+    "set_default_backend",
+    "show_config",
+    "threads",
+    "unregister_backend",
+    "use_backend",
+]

@@ -1,0 +1,252 @@
+"""Deformable convolution: points from learned offsets, linear samples, then the register tile.
+
+For a tile of output pixels and each block of input channels, the samples of a few taps are written to
+columns[pixel][tap][channel], which stay in L2 (mostly L1) until the tile has multiplied them into the sums of all
+output channels. The image has a border of zeros, so the corners of a point lie at fixed distances from one base
+and need no clamps; a point outside is sent to a pixel whose corners are all zero.
+"""
+
+from collections import namedtuple
+
+from numba.core import cgutils
+
+from .epilogue import finish_lanes, store_rows
+from .moves import copy, transpose
+from .simd import (
+    INTEGERS,
+    WORD,
+    address,
+    emit_fma,
+    emit_load,
+    emit_splat,
+    emit_store,
+    floor,
+    helper,
+    integers,
+    lanes,
+    ll_vector,
+    load,
+    load_part,
+    reals,
+    records,
+    select,
+    splat,
+    stack_integers,
+    stack_runs,
+    stack_vectors,
+    store,
+    store_part,
+    to_integers,
+    verb,
+    void,
+    word,
+)
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, tile
+
+NAN = float("nan")
+AXES, CORNERS = 3, 8
+
+# The scratch of a thread:
+#   base [taps][tile]             first corner of a point, in pixels (integers)
+#   grid [axes][tile]             position of each output pixel before taps and offsets
+#   weight [taps][corners][tile]  share of each corner
+#   mask [taps][tile]
+#   turned, sums, columns         results channels first, results channels last, samples
+Work = namedtuple("Work", "base grid weight mask turned sums columns")
+
+
+@helper
+def deform_scratch(a, thread):
+    taps, corners = a.kernel_d * a.kernel_h * a.kernel_w, 1 << a.ndim
+    base = integers(a.work + thread * a.work_stride)
+    grid = reals(a, address(base + taps * a.tile))
+    weight = grid + AXES * a.tile
+    mask = weight + taps * corners * a.tile
+    turned = mask + taps * a.tile
+    sums = turned + a.w_width * (a.tile + lanes(a))
+    return Work(base, grid, weight, mask, turned, sums, sums + a.w_blocks * a.tile * a.w_width)
+
+
+@helper
+def deform_grid(a, first, pixels, grid):
+    """Position of the kernel's origin for each output pixel of the tile; exact below 2^24 pixels an axis."""
+    w, rest = first % a.out_w, first // a.out_w
+    h, d = rest % a.out_h, rest // a.out_h
+    for p in range(pixels):
+        grid[p] = d * a.stride_d - a.pad_d
+        grid[a.tile + p] = h * a.stride_h - a.pad_h
+        grid[2 * a.tile + p] = w * a.stride_w - a.pad_w
+        w += 1
+        if w == a.out_w:
+            w = 0
+            h += 1
+            if h == a.out_h:
+                h = 0
+                d += 1
+
+
+@helper
+def load_some(p, n):
+    return load(p) if n >= lanes(p) else load_part(p, n)
+
+
+@helper
+def store_some(p, vector, n):
+    if n >= lanes(vector):
+        store(p, vector)
+    else:
+        store_part(p, vector, n)
+
+
+@helper
+def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels):
+    """One tap of one offset group: the base and the corner weights of each pixel.
+
+    The fraction is taken from the offset alone: added to a position first, it would lose the bits that the
+    position needs. A point is outside unless every coordinate lies in (-1, size), by ordered compares, before anything is
+    converted to an integer.
+    """
+    size, shift, line = stack_integers(AXES), stack_integers(AXES), stack_integers(AXES)
+    fraction = stack_vectors(offset, AXES)
+    size[0], size[1], size[2] = a.size_d, a.size_h, a.size_w
+    line[0], line[1], line[2] = a.line_d, a.line_h, 1
+    shift[0] = tap // (a.kernel_w * a.kernel_h) * a.dil_d
+    shift[1] = tap // a.kernel_w % a.kernel_h * a.dil_h
+    shift[2] = tap % a.kernel_w * a.dil_w
+    base, weight = work.base + tap * a.tile, work.weight + (tap << a.ndim) * a.tile
+    first_axis = AXES - a.ndim
+    zero, one, nan = splat(offset, 0.0), splat(offset, 1.0), splat(offset, NAN)
+    for p in range(0, pixels, lanes(offset)):
+        n = pixels - p
+        share, start = one, to_integers(zero)
+        for axis in range(first_axis, AXES):
+            moved = load_some(offset + ((axis - first_axis) * plane + p), n)
+            whole = floor(moved)
+            rest = moved - whole
+            carry = select(rest < one, zero, one)  # an offset just below a whole number
+            low = load_some(work.grid + (axis * a.tile + p), n) + splat(offset, shift[axis]) + (whole + carry)
+            rest = rest - carry
+            inside = (low + rest > splat(offset, -1.0)) & (low + rest < splat(offset, size[axis]))
+            share = select(inside | (share != share), share, zero)
+            share = select(moved == moved, share, nan)
+            start = start + to_integers(select(inside, low, zero) + one) * splat(start, line[axis])
+            store(fraction + axis * lanes(offset), select(inside, rest, zero))
+        store_some(base + p, select(share > zero, start, splat(start, a.outside)), n)
+        for corner in range(1 << a.ndim):
+            product = share
+            for axis in range(first_axis, AXES):
+                part = load(fraction + axis * lanes(offset))
+                product = product * (part if corner >> (2 - axis) & 1 else one - part)
+            store_some(weight + (corner * a.tile + p), product, n)
+        store_some(work.mask + (tap * a.tile + p), load_some(mask + p, n) if has_mask else one, n)
+
+
+@verb
+def interpolate(to, source, deltas, weight, weight_step, mask, channels, corners):
+    """to[c] = mask * sum over corners of weight[corner] source[deltas[corner] + c]; whole vectors are written."""
+
+    def emit(builder, to, start, deltas, weight, weight_step, mask, channels, _):
+        def share(corner):
+            at = builder.gep(weight, [builder.mul(weight_step, WORD(corner))])
+            return emit_splat(builder, ll_vector(source), builder.load(at))
+
+        shares = [share(corner) for corner in range(corners.literal_value)]
+        pixels = [builder.gep(start, [builder.load(builder.gep(deltas, [WORD(corner)]))]) for corner in range(len(shares))]
+        factor = emit_splat(builder, ll_vector(source), mask)
+        with cgutils.for_range_slice(builder, WORD(0), channels, WORD(source.lanes), WORD) as (c, _):
+            values = [emit_load(builder, source, builder.gep(pixel, [c])) for pixel in pixels]
+            total = builder.fmul(shares[0], values[0])
+            for part, value in zip(shares[1:], values[1:], strict=True):
+                total = emit_fma(builder, part, value, total)
+            emit_store(builder, source, builder.gep(to, [c]), builder.fmul(total, factor))
+
+    return void(to, source, INTEGERS, weight, word, source.element, word, corners), emit
+
+
+@helper
+def deform_sample(a, work, x, channels, tap, taps, pixels, row):
+    """columns[pixel][tap][channel] for one block of channels and some taps.
+
+    Whole vectors are written from left to right, each over what the one before wrote too much.
+    """
+    delta = stack_integers(CORNERS)
+    for corner in range(1 << a.ndim):
+        delta[corner] = ((corner >> 2 & 1) * a.line_d + (corner >> 1 & 1) * a.line_h + (corner & 1)) * a.width
+    for p in range(pixels):
+        for t in range(taps):
+            at = (tap + t) * a.tile + p
+            source, to = x + work.base[at] * a.width, work.columns + (p * row + t * channels)
+            weight, mask = work.weight + (((tap + t) << a.ndim) * a.tile + p), work.mask[at]
+            if a.ndim == 2:
+                interpolate(to, source, delta, weight, a.tile, mask, channels, 4)
+            elif a.ndim == 1:
+                interpolate(to, source, delta, weight, a.tile, mask, channels, 2)
+            else:
+                interpolate(to, source, delta, weight, a.tile, mask, channels, 8)
+
+
+@helper
+def deform_multiply(a, work, w, taps, pixels, row, w_block, add):
+    ones, steps, pixel = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
+    for k in range(a.k_block):
+        ones[k] = k
+        steps[k] = k * a.w_width
+    for k in range(0, taps, a.k_block):
+        count = min(taps - k, a.k_block)
+        for block in range(a.w_blocks):
+            channels = min(a.channels - block * a.w_width, a.w_width)
+            nv = (channels + lanes(w) - 1) // lanes(w)
+            for p in range(0, pixels, lane_rows(w)):
+                rows = min(pixels - p, lane_rows(w))
+                for r in range(rows):
+                    pixel[r] = address(work.columns + ((p + r) * row + k))
+                c = work.sums + (block * a.tile + p) * a.w_width
+                tile(rows, nv, count, pixel, ones, w + (block * w_block + k * a.w_width), steps, c, a.w_width, add or k > 0)
+
+
+@helper
+def deform_finish(a, work, group, pixels, y):
+    run = stack_runs(a, 1)
+    run.at, run.count, run.y = 0, pixels, 0
+    for block in range(a.w_blocks):
+        first = group * a.channels + block * a.w_width
+        channels = min(a.channels - block * a.w_width, a.w_width)
+        c, to = work.sums + block * a.tile * a.w_width, y + first * a.y_channel
+        if a.b or a.activation:
+            for p in range(pixels):
+                finish_lanes(c + p * a.w_width, channels, reals(a, a.b) + first, a.b != 0, a.activation)
+        if a.y_channel == 1:
+            for p in range(pixels):
+                copy(to + p * a.y_w, c + p * a.w_width, channels)
+        else:
+            transpose(work.turned, a.tile + lanes(y), c, a.w_width, pixels, channels)
+            store_rows(work.turned, a.tile + lanes(y), channels, run, 1, to, a.y_channel, a.y_w)
+
+
+def deform(a, begin, end, thread):
+    """A task is a tile of output pixels."""
+    work = deform_scratch(a, thread)
+    taps, plane = a.kernel_d * a.kernel_h * a.kernel_w, a.out_d * a.out_h * a.out_w
+    for task in range(begin, end):
+        image, first = task // a.tiles, task % a.tiles * a.tile
+        pixels = min(plane - first, a.tile)
+        add, offset_group = False, -1
+        deform_grid(a, first, pixels, work.grid)
+        for b in range(a.block_count):
+            block = records(a, a.blocks, "block")[b]
+            if block.offset_group != offset_group:
+                offset_group = block.offset_group
+                offset = reals(a, a.offset) + (image * a.offset_image + offset_group * taps * a.ndim * plane + first)
+                mask = reals(a, a.mask) + (image * a.mask_image + offset_group * taps * plane + first)
+                for t in range(taps):
+                    deform_points(a, work, offset + t * a.ndim * plane, plane, mask + t * plane, a.mask != 0, t, pixels)
+            x, w = reals(a, a.x) + (image * a.x_image + block.x), reals(a, a.w) + block.w
+            row, w_block = a.tap_block * block.channels, taps * block.channels * a.w_width
+            for t in range(0, taps, a.tap_block):
+                some = min(taps - t, a.tap_block)
+                deform_sample(a, work, x, block.channels, t, some, pixels, row)
+                deform_multiply(a, work, w + t * block.channels * a.w_width, some * block.channels, pixels, row, w_block, add)
+                add = True
+            if block.last:
+                deform_finish(a, work, block.group, pixels, reals(a, a.y) + (image * a.y_image + first * a.y_w))
+                add = False

@@ -1,0 +1,240 @@
+"""The dense product around the register tile: K blocks, panels, and which pixels and channels a task has.
+
+``dense_rows`` puts pixels into the vectors. For each K block it stitches a panel [k][pixels] of one tile's width,
+about 24 KB that stay in L1 while every block of output channels passes over it. With few output channels a group
+the stitching would not pay, and the vectors read the image in line space as it is (`direct`), rubbish between
+the rows included, which is dropped on the way out.
+
+``dense_lanes`` puts output channels into the vectors and broadcasts pixels from the image through the table.
+"""
+
+from numba import int64
+
+from .epilogue import finish_lanes, finish_row, store_rows
+from .moves import copy, copy_over, transpose
+from .simd import address, elements_before, helper, integers, lanes, reals, records, stack_integers, stack_runs
+from .tile import (
+    MAX_K_BLOCK,
+    MAX_PIXEL_BLOCK,
+    MAX_TILE_ROWS,
+    MAX_TILE_WIDTH,
+    lane_rows,
+    lane_vectors,
+    tile,
+    tile_rows,
+    tile_vectors,
+)
+
+
+@helper
+def line_pixels(part):
+    return (part.n_d - 1) * part.x_d + (part.n_h - 1) * part.x_h + part.n_w
+
+
+@helper
+def dense_decode(a, task):
+    """Return (sum, image, group, first pixel, chunk of output channels, pixels) of a task."""
+    image = task // a.tasks * a.images_per_task
+    images = min(a.images - image, a.images_per_task)
+    rest, s = task % a.tasks, a.sum_count - 1
+    sums = records(a, a.sums, "sum")
+    while sums[s].task_begin > rest:
+        s -= 1
+    part = sums[s]
+    rest -= part.task_begin
+    chunk, rest = rest % a.chunks, rest // a.chunks
+    each = line_pixels(part) if a.direct else part.n_d * part.n_h * part.n_w
+    blocks = (each * a.images_per_task + a.pixel_block - 1) // a.pixel_block
+    pixel = rest % blocks * a.pixel_block
+    return s, image, rest // blocks, pixel, chunk, min(each * images - pixel, a.pixel_block)
+
+
+@helper
+def pixel_runs(a, part, pixel, count, runs):
+    """Runs of pixels that lie side by side in the image and in the output: `count` pixels from `pixel` on."""
+    w, rest = pixel % part.n_w, pixel // part.n_w
+    h, rest = rest % part.n_h, rest // part.n_h
+    d, image = rest % part.n_d, rest // part.n_d
+    at, found = 0, 0
+    while at < count:
+        run = runs[found]
+        run.x = image * a.x_image + d * part.x_d + h * part.x_h + w * part.x_w
+        run.y = image * a.y_image + d * part.y_d + h * part.y_h + w * part.y_w
+        run.at = at
+        run.count = min(part.n_w - w, count - at)
+        at += run.count
+        found += 1
+        w = 0
+        h += 1
+        if h == part.n_h:
+            h = 0
+            d += 1
+            if d == part.n_d:
+                d = 0
+                image += 1
+    return found
+
+
+@helper
+def line_runs(part, position, count, runs):
+    """The pixels among `count` positions of line space from `position` on; the rubbish between rows is left out."""
+    d, rest = position // part.x_d, position % part.x_d
+    h, w = rest // part.x_h, rest % part.x_h
+    found = 0
+    if h >= part.n_h:  # between two planes
+        d += 1
+        h = w = 0
+    while d < part.n_d:
+        while h < part.n_h:
+            at = d * part.x_d + h * part.x_h + w - position
+            if at >= count:
+                return found
+            if w < part.n_w:
+                run = runs[found]
+                run.at = at
+                run.count = min(part.n_w - w, count - at)
+                run.y = d * part.y_d + h * part.y_h + w * part.y_w
+                found += 1
+            h += 1
+            w = 0
+        d += 1
+        h = w = 0
+    return found
+
+
+@helper
+def stitch(panel, width, x, x_end, offsets, count, runs, run_count):
+    """panel[k][0..width) from the image.
+
+    Whole vectors are copied from left to right, so that a run covers what the one before wrote too much; where
+    that would read past the end of the array, elements are copied singly.
+    """
+    last = runs[run_count - 1]
+    reach = last.x + last.count + lanes(x)
+    for k in range(count):
+        x_k, to = x + offsets[k], panel + k * width
+        if elements_before(x_k, x_end) >= reach:
+            for s in range(run_count):
+                run = runs[s]
+                copy_over(to + run.at, x_k + run.x, run.count)
+        else:
+            for s in range(run_count):
+                run = runs[s]
+                copy(to + run.at, x_k + run.x, run.count)
+
+
+@helper
+def within(x, x_end, offsets, count, width):
+    """Whether whole rows of a panel can be read from the image itself."""
+    for i in range(count):
+        if elements_before(x + offsets[i], x_end) < width:
+            return False
+    return True
+
+
+def dense_rows(a, begin, end, thread):
+    """A row of the tile is an output channel, its vectors are pixels."""
+    bias = reals(a, a.b)
+    panel = reals(a, a.work + thread * a.work_stride)
+    steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
+    runs, source = stack_runs(a, MAX_TILE_WIDTH), stack_runs(a, 1)
+    # Behind the panel: partial sums, of the whole task if there are several K blocks, else of a tile.
+    partial = panel + (a.k_block * tile_vectors(a) * lanes(a) + lanes(a))
+    for task in range(begin, end):
+        s, image, group, first_pixel, chunk, task_pixels = dense_decode(a, task)
+        part = records(a, a.sums, "sum")[s]
+        x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
+        w = reals(a, a.w) + (part.w + group * part.w_group)
+        x_offsets, w_offsets = integers(part.x_offsets), integers(part.w_offsets)
+        y = reals(a, a.y) + (image * a.y_image + group * a.y_group + part.y)
+        first = chunk * a.chunk
+        last = min(first + a.chunk, a.channels)
+        k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
+        # Panels of equal width rather than full ones and a narrow last.
+        vectors = (task_pixels + lanes(a) - 1) // lanes(a)
+        panels = (vectors + tile_vectors(a) - 1) // tile_vectors(a)
+        for kb in range(k_blocks):
+            k = kb * a.k_block
+            count = min(part.taps - k, a.k_block)
+            for p in range(panels):
+                start = vectors * p // panels
+                nv = vectors * (p + 1) // panels - start
+                width = nv * lanes(a)
+                pixel = first_pixel + start * lanes(a)
+                pixels = min(task_pixels - start * lanes(a), width)
+                columns, column_offsets = panel, steps
+                if a.direct:
+                    found = line_runs(part, pixel, pixels, runs)
+                else:
+                    found = pixel_runs(a, part, pixel, pixels, runs)
+                if a.direct and within(x + pixel, a.x_end, x_offsets + k, count, width):
+                    columns, column_offsets = x + pixel, x_offsets + k
+                else:
+                    pieces, piece_count = runs, found
+                    if a.direct:
+                        source.x, source.at, source.count = pixel, 0, pixels
+                        pieces, piece_count = source, int64(1)
+                    stitch(panel, width, x, a.x_end, x_offsets + k, count, pieces, piece_count)
+                    for i in range(count):
+                        steps[i] = i * width
+                for o in range(first, last, tile_rows(a)):
+                    rows = min(last - o, tile_rows(a))
+                    for r in range(rows):
+                        row[r] = address(w + ((o + r) // a.w_width * part.w_block + (o + r) % a.w_width))
+                    c, c_row = partial, width
+                    if k_blocks > 1:
+                        c_row = a.pixel_block + lanes(a)
+                        c = partial + ((o - first) * c_row + start * lanes(a))
+                    tile(rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
+                    if kb < k_blocks - 1:
+                        continue
+                    if a.b or a.activation:
+                        for r in range(rows):
+                            b = bias[group * a.channels + o + r] if a.b else 0.0
+                            finish_row(c + r * c_row, pixels, b, a.activation)
+                    store_rows(c, c_row, rows, runs, found, y + o * a.y_channel, a.y_channel, part.y_w)
+
+
+def dense_lanes(a, begin, end, thread):
+    """A row of the tile is a pixel, its vectors are output channels."""
+    bias = reals(a, a.b)
+    c = reals(a, a.work + thread * a.work_stride)
+    turned = c + a.pixel_block * lane_vectors(a) * lanes(a)
+    turned_row = a.pixel_block + lanes(a)
+    steps, pixel = stack_integers(MAX_K_BLOCK), stack_integers(MAX_PIXEL_BLOCK)
+    runs = stack_runs(a, MAX_PIXEL_BLOCK)
+    for i in range(a.k_block):
+        steps[i] = i * a.w_width
+    for task in range(begin, end):
+        s, image, group, first_pixel, chunk, pixels = dense_decode(a, task)
+        part = records(a, a.sums, "sum")[s]
+        x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
+        w = reals(a, a.w) + (part.w + group * part.w_group + chunk * part.w_block)
+        x_offsets = integers(part.x_offsets)
+        first = chunk * a.w_width
+        channels = min(a.channels - first, a.w_width)
+        nv = (channels + lanes(a) - 1) // lanes(a)
+        width = nv * lanes(a)
+        y = reals(a, a.y) + (image * a.y_image + group * a.y_group + first * a.y_channel + part.y)
+        found = pixel_runs(a, part, first_pixel, pixels, runs)
+        for s in range(found):
+            for i in range(runs[s].count):
+                pixel[runs[s].at + i] = address(x + (runs[s].x + i * part.x_w))
+        k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
+        for kb in range(k_blocks):
+            k = kb * a.k_block
+            count = min(part.taps - k, a.k_block)
+            for p in range(0, pixels, lane_rows(a)):
+                rows = min(pixels - p, lane_rows(a))
+                tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c + p * width, width, kb)
+        if a.b or a.activation:
+            for p in range(pixels):
+                finish_lanes(c + p * width, channels, bias + (group * a.channels + first), a.b != 0, a.activation)
+        if a.y_channel == 1:
+            for s in range(found):
+                run = runs[s]
+                for i in range(run.count):
+                    copy(y + (run.y + i * part.y_w), c + (run.at + i) * width, channels)
+        else:
+            transpose(turned, turned_row, c, width, pixels, channels)
+            store_rows(turned, turned_row, channels, runs, found, y, a.y_channel, part.y_w)

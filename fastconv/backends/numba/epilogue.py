@@ -1,0 +1,71 @@
+"""Bias, activation and the way out. Results arrive in a small buffer, are finished there in whole vectors (so that an
+element at a tail is rounded like any other) and are then only moved. Every activation hands a NaN on.
+
+The word `activation` is one of the codes below, or else the address of a compiled function that works on an
+array in place: so silu, gelu and the functions of users cost one small compilation each, and the engines none.
+"""
+
+from .moves import copy, copy_spread, copy_strided, transpose
+from .simd import at_least, at_most, call, helper, lanes, load, load_part, splat, store
+
+LINEAR, RELU, RELU6, HARDSWISH = 0, 1, 2, 5
+LAST_CODE = 6
+
+
+@helper
+def activate(v, activation):
+    zero, six = splat(v, 0.0), splat(v, 6.0)
+    if activation == RELU:
+        return at_least(v, zero)
+    if activation == RELU6:
+        return at_most(at_least(v, zero), six)
+    if activation == HARDSWISH:
+        return v * at_most(at_least(v + splat(v, 3.0), zero), six) / six
+    return v
+
+
+@helper
+def finish_row(c, count, bias, activation):
+    """`count` elements (rounded up to whole vectors) that share one bias."""
+    for i in range(0, count, lanes(c)):
+        store(c + i, activate(load(c + i) + splat(c, bias), activation))
+    if activation > LAST_CODE:
+        call(activation, c, count)
+
+
+@helper
+def finish_lanes(c, count, bias, has_bias, activation):
+    """`count` elements (rounded up to whole vectors), each with its own bias, if there is any."""
+    for i in range(0, count, lanes(c)):
+        v = load(c + i)
+        if has_bias:
+            if count - i >= lanes(c):
+                v = v + load(bias + i)
+            else:
+                v = v + load_part(bias + i, count - i)
+        store(c + i, activate(v, activation))
+    if activation > LAST_CODE:
+        call(activation, c, count)
+
+
+@helper
+def store_rows(c, c_row, rows, runs, run_count, y, y_channel, y_w):
+    """Write a buffer of rows (one a channel) by runs of pixels."""
+    if y_w == 1:
+        for r in range(rows):
+            for s in range(run_count):
+                run = runs[s]
+                copy(y + (r * y_channel + run.y), c + (r * c_row + run.at), run.count)
+    elif y_channel == 1:
+        for s in range(run_count):
+            run = runs[s]
+            transpose(y + run.y, y_w, c + run.at, c_row, rows, run.count)
+    else:
+        for r in range(rows):
+            for s in range(run_count):
+                run = runs[s]
+                to, source = y + (r * y_channel + run.y), c + (r * c_row + run.at)
+                if y_w == 2:
+                    copy_spread(to, source, run.count)
+                else:
+                    copy_strided(to, y_w, source, 1, run.count)

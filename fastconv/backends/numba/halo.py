@@ -1,0 +1,94 @@
+"""The haloed image. After it, everything is a stride-1 sum: padding, strides and phases are gone.
+
+An image is copied through one index map an axis (-1: zero). Along W a phase is a run through the source in equal
+steps, with whatever the padding mode asks for on both sides of it.
+"""
+
+from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, transpose
+from .simd import helper, integers, reals
+
+
+@helper
+def fill_row(y, y_phase, x, inside, x_w, phases, lines, maps, all_runs):
+    """One row of a plane, each W phase in turn; a row that is not inside lies in the padding, and is zero."""
+    for p in range(phases):
+        to, index, runs = y + p * y_phase, maps + p * lines, all_runs + p * 4
+        if inside:
+            begin, end, step = runs[0], runs[1], runs[3] * x_w
+            run = x + runs[2] * x_w
+            copy_mapped(to, x, x_w, index, begin)
+            if step == 1:
+                copy(to + begin, run, end - begin)
+            elif step == 2:
+                copy_evens(to + begin, run, end - begin)
+            else:
+                copy_strided(to + begin, 1, run, step, end - begin)
+            copy_mapped(to + end, x, x_w, index + end, lines - end)
+        else:
+            clear(to, lines)
+
+
+def halo_planes(a, begin, end, thread):
+    """A task is a row of one channel; the result has planes of channels."""
+    map_d, map_h = integers(a.map_d), integers(a.map_h)
+    for task in range(begin, end):
+        h, rest = task % a.rows_h, task // a.rows_h
+        d, rest = rest % a.rows_d, rest // a.rows_d
+        c, image = rest % a.blocks, rest // a.blocks
+        inside = map_d[d] >= 0 and map_h[h] >= 0
+        x = reals(a, a.x) + (image * a.x_image + c // a.repeat * a.x_channel)
+        if inside:
+            x = x + (map_d[d] * a.x_d + map_h[h] * a.x_h)
+        y = reals(a, a.y) + (image * a.y_image + c * a.y_block + d * a.y_d + h * a.y_h)
+        fill_row(y, a.y_phase, x, inside, a.x_w, a.w_phases, a.w_lines, integers(a.map_w), integers(a.runs))
+
+
+@helper
+def fill_pixels(y, y_w, x, x_channel, step, count, channels, repeat, first_channel):
+    """`count` pixels from a run of the source; channels past the last of the image stay zero."""
+    if repeat > 1:
+        for i in range(count):
+            for c in range(channels):
+                y[i * y_w + c] = x[i * step + (first_channel + c) // repeat * x_channel]
+    elif x_channel == 1:
+        for i in range(count):
+            copy(y + i * y_w, x + (i * step + first_channel), channels)
+    elif step == 1:
+        transpose(y, y_w, x + first_channel * x_channel, x_channel, channels, count)
+    else:
+        for i in range(count):
+            copy_strided(y + i * y_w, 1, x + (i * step + first_channel * x_channel), x_channel, channels)
+
+
+def halo_pixels(a, begin, end, thread):
+    """A task is a row of one block of channels; in the result the channels of a block lie side by side."""
+    map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
+    for task in range(begin, end):
+        h, rest = task % a.rows_h, task // a.rows_h
+        d, rest = rest % a.rows_d, rest // a.rows_d
+        block, image = rest % a.blocks, rest // a.blocks
+        first = starts[block]
+        channels = starts[block + 1] - first
+        y = reals(a, a.y) + (image * a.y_image + block * a.y_block + d * a.y_d + h * a.y_h)
+        x = reals(a, a.x) + image * a.x_image
+        inside = map_d[d] >= 0 and map_h[h] >= 0
+        if inside:
+            x = x + (map_d[d] * a.x_d + map_h[h] * a.x_h)
+        for p in range(a.w_phases):
+            to, index, runs = y + p * a.y_phase, integers(a.map_w) + p * a.w_lines, integers(a.runs) + p * 4
+            if not inside or channels < a.y_w:
+                clear(to, a.w_lines * a.y_w)
+            if not inside:
+                continue
+            run_begin, run_end = runs[0], runs[1]
+            if run_end > run_begin:
+                run = x + runs[2] * a.x_w
+                count = run_end - run_begin
+                fill_pixels(to + run_begin * a.y_w, a.y_w, run, a.x_channel, runs[3] * a.x_w, count, channels, a.repeat, first)
+            for i in range(a.w_lines):
+                if run_begin <= i < run_end:
+                    continue
+                if index[i] < 0:
+                    clear(to + i * a.y_w, channels)
+                else:
+                    fill_pixels(to + i * a.y_w, a.y_w, x + index[i] * a.x_w, a.x_channel, a.x_w, 1, channels, a.repeat, first)

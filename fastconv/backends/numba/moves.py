@@ -1,0 +1,183 @@
+"""Moving elements from place to place: copies, whole and masked, strided, through a map, and transposed.
+
+Single elements are moved by loops that are emitted as they are, because LLVM takes great pains to unroll and
+vectorise them, to no gain.
+"""
+
+from .simd import (
+    INTEGERS,
+    WORD,
+    bytes_of,
+    emit_first,
+    emit_load,
+    emit_loop,
+    emit_masked_load,
+    emit_masked_store,
+    emit_store,
+    evens,
+    helper,
+    ir,
+    lanes,
+    ll_element,
+    load,
+    load_part,
+    narrow,
+    shuffle,
+    store,
+    store_part,
+    store_spread,
+    verb,
+    void,
+    word,
+    zeros,
+)
+
+
+@verb
+def copy(y, x, n):
+    """Exactly n elements, of arrays that do not overlap."""
+
+    def emit(builder, y_, x_, n):
+        size = WORD(y.lanes)
+
+        def step(k, _):
+            at = builder.mul(k, size)
+            emit_store(builder, y, builder.gep(y_, [at]), emit_load(builder, x, builder.gep(x_, [at])))
+            return []
+
+        whole, rest = builder.udiv(n, size), builder.urem(n, size)
+        emit_loop(builder, whole, [], step)
+        with builder.if_then(builder.icmp_signed(">", rest, WORD(0))):
+            at, mask = builder.mul(whole, size), emit_first(builder, y, rest)
+            part = emit_masked_load(builder, x, builder.gep(x_, [at]), mask)
+            emit_masked_store(builder, y, builder.gep(y_, [at]), part, mask)
+
+    return void(y, x, word), emit
+
+
+@verb
+def copy_over(y, x, n):
+    """As copy, in whole vectors: reads and writes up to a vector less one element more than n."""
+
+    def emit(builder, y_, x_, n):
+        def step(k, _):
+            at = builder.mul(k, WORD(y.lanes))
+            emit_store(builder, y, builder.gep(y_, [at]), emit_load(builder, x, builder.gep(x_, [at])))
+            return []
+
+        emit_loop(builder, builder.udiv(builder.add(n, WORD(y.lanes - 1)), WORD(y.lanes)), [], step)
+
+    return void(y, x, word), emit
+
+
+@verb
+def clear(y, n):
+    """y[i] = 0 for i < n."""
+
+    def emit(builder, y_, n):
+        size, (zero,) = WORD(y.lanes), zeros(y, 1)
+
+        def step(k, _):
+            emit_store(builder, y, builder.gep(y_, [builder.mul(k, size)]), zero)
+            return []
+
+        whole, rest = builder.udiv(n, size), builder.urem(n, size)
+        emit_loop(builder, whole, [], step)
+        with builder.if_then(builder.icmp_signed(">", rest, WORD(0))):
+            emit_masked_store(builder, y, builder.gep(y_, [builder.mul(whole, size)]), zero, emit_first(builder, y, rest))
+
+    return void(y, word), emit
+
+
+@verb
+def copy_strided(y, y_step, x, x_step, n):
+    """y[i * y_step] = x[i * x_step] for i < n."""
+
+    def emit(builder, y_, y_step, x_, x_step, n):
+        def step(k, _):
+            value = builder.load(builder.gep(x_, [builder.mul(k, x_step)]))
+            builder.store(value, builder.gep(y_, [builder.mul(k, y_step)]))
+            return []
+
+        emit_loop(builder, n, [], step)
+
+    return void(y, word, x, word, word), emit
+
+
+@verb
+def copy_mapped(y, x, x_step, index, n):
+    """y[i] = x[index[i] * x_step] for i < n, and 0 where the index is negative; x[0] is read in any case."""
+
+    def emit(builder, y_, x_, x_step, index_, n):
+        def step(k, _):
+            source = builder.load(builder.gep(index_, [k]))
+            exists = builder.icmp_signed(">=", source, WORD(0))
+            safe = builder.select(exists, source, WORD(0))
+            value = builder.load(builder.gep(x_, [builder.mul(safe, x_step)]))
+            zero = ir.Constant(ll_element(x.element), 0.0)
+            builder.store(builder.select(exists, value, zero), builder.gep(y_, [k]))
+            return []
+
+        emit_loop(builder, n, [], step)
+
+    return void(y, x, word, INTEGERS, word), emit
+
+
+@helper
+def copy_evens(y, x, n):
+    """y[i] = x[2 * i] for i < n; nothing behind the last of them is read."""
+    i = 0
+    while i + lanes(y) < n:
+        store(y + i, evens(load(x + 2 * i), load(x + (2 * i + lanes(y)))))
+        i += lanes(y)
+    rest = 2 * (n - i) - 1
+    if rest > lanes(y):
+        store_part(y + i, evens(load(x + 2 * i), load_part(x + (2 * i + lanes(y)), rest - lanes(y))), n - i)
+    elif rest > 0:
+        first = load_part(x + 2 * i, rest)
+        store_part(y + i, evens(first, first), n - i)
+
+
+@verb
+def masks_are_fast(like):
+    """Whether stores of some lanes cost no more than stores of all (AVX-512)."""
+    return word(like), lambda builder, _: WORD(int(like.lanes * bytes_of(like.element) == 64))
+
+
+@helper
+def copy_spread(y, x, n):
+    """y[2 * i] = x[i] for i < n."""
+    i = 0
+    if masks_are_fast(y):
+        while i + lanes(y) <= n:
+            store_spread(y + 2 * i, load(x + i))
+            i += lanes(y)
+    copy_strided(y + 2 * i, 2, x + i, 1, n - i)
+
+
+@helper
+def transpose_quads(a, b, c, d):
+    """The columns of four short vectors."""
+    ab0, ab1 = shuffle(a, b, 0, 4, 1, 5), shuffle(a, b, 2, 6, 3, 7)
+    cd0, cd1 = shuffle(c, d, 0, 4, 1, 5), shuffle(c, d, 2, 6, 3, 7)
+    columns0, columns1 = shuffle(ab0, cd0, 0, 1, 4, 5), shuffle(ab0, cd0, 2, 3, 6, 7)
+    return columns0, columns1, shuffle(ab1, cd1, 0, 1, 4, 5), shuffle(ab1, cd1, 2, 3, 6, 7)
+
+
+@helper
+def transpose(y, y_stride, x, x_stride, rows, columns):
+    """y[j][i] = x[i][j] for i < rows, j < columns; in blocks of 4 x 4, so that both sides move in short vectors."""
+    whole_rows, whole_columns = rows & ~3, columns & ~3
+    for i in range(0, whole_rows, 4):
+        for j in range(0, whole_columns, 4):
+            source, to = narrow(x + (i * x_stride + j), 4), narrow(y + (j * y_stride + i), 4)
+            a, b, c, d = load(source), load(source + x_stride), load(source + 2 * x_stride), load(source + 3 * x_stride)
+            a, b, c, d = transpose_quads(a, b, c, d)
+            store(to, a)
+            store(to + y_stride, b)
+            store(to + 2 * y_stride, c)
+            store(to + 3 * y_stride, d)
+        for j in range(whole_columns, columns):
+            copy_strided(y + (j * y_stride + i), 1, x + (i * x_stride + j), x_stride, 4)
+    for i in range(whole_rows, rows):
+        copy_strided(y + i, y_stride, x + i * x_stride, 1, columns)

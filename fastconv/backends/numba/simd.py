@@ -1,0 +1,580 @@
+"""The vocabulary that the engines are written in: LLVM vectors, typed pointers and tables of words.
+
+Numba has no types for these, so this file teaches it three:
+
+- ``Vector``: a register of so many lanes, with ``+ - * /`` and the verbs below;
+- ``Pointer``: an address that knows its element type and how wide a vector is here: ``p[i]``, ``p + n``;
+- ``Record``: a pointer to 64-bit words that have names (``fastconv.lowering.program.WORDS``): ``a.x_image``,
+  ``sums[i].taps``.
+
+An engine gets a Record, and everything else follows from the type of that argument: the same Python function
+compiles for float32 and float64 and for every vector width, helpers included, without a literal or a closure
+(numba's disk cache does not hit for functions closed over intrinsics or types).
+
+Functions named ``emit_*`` write LLVM instructions and serve those verbs that are emitted whole, like the tile.
+"""
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.core.imputils import lower_builtin, lower_getattr_generic, lower_setattr_generic
+from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
+from numba.extending import intrinsic, register_model
+
+from ...lowering.program import WORDS
+
+# A helper of an engine: compiled into it, never called from Python. Nothing is ever divided by zero.
+helper = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+# Stretches of consecutive pixels: read from x on, results at..at+count of a buffer, written from y on.
+LAYOUTS = WORDS | {"run": ("x", "at", "count", "y")}
+
+MUTABLE = ("run",)
+
+WORD = ir.IntType(64)
+INDEX = ir.IntType(32)
+
+word = types.int64
+void = types.void
+
+
+# ---- Types ---------------------------------------------------------------------------------------------------------
+
+
+class Vector(types.Type):
+    """`lanes` elements in one register; elements of 1 bit are the outcome of a comparison."""
+
+    def __init__(self, element: types.Type, lanes: int):
+        self.element, self.lanes = element, lanes
+        super().__init__(f"vector({element} x {lanes})")
+
+
+class Pointer(types.CPointer):
+    """An address of elements, which is also told how many of them a vector has."""
+
+    def __init__(self, element: types.Type, lanes: int):
+        self.element, self.lanes = element, lanes
+        super().__init__(element)
+        self.name = f"pointer({element} x {lanes})"
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+class Record(types.Type):
+    """A table of 64-bit words with names; like a pointer, it knows the element type and the vector width.
+
+    `edition` stands for the sources that engines are compiled from. As a part of the engine's signature it is
+    a part of the key in numba's disk cache, which by itself only notices edits to the file of the engine and
+    not to those of its helpers.
+    """
+
+    def __init__(self, layout: str, element: types.Type, lanes: int, edition: int):
+        self.layout, self.element, self.lanes, self.edition = layout, element, lanes, edition
+        super().__init__(f"record({layout}, {element} x {lanes}, edition {edition})")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return LAYOUTS[self.layout]
+
+    def of(self, layout: str) -> "Record":
+        return Record(layout, self.element, self.lanes, self.edition)
+
+
+INTEGERS = Pointer(types.int64, 1)
+
+
+def ll_element(element: types.Type) -> ir.Type:
+    if isinstance(element, types.Boolean):
+        return ir.IntType(1)
+    return {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int64: WORD}[element]
+
+
+def ll_vector(kind: Any) -> ir.VectorType:
+    return ir.VectorType(ll_element(kind.element), kind.lanes)
+
+
+def bytes_of(element: types.Type) -> int:
+    return element.bitwidth // 8
+
+
+def vector_of(kind: Any) -> Vector:
+    return Vector(kind.element, kind.lanes)
+
+
+def reals_of(kind: Any) -> Pointer:
+    return Pointer(kind.element, kind.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector):
+        super().__init__(manager, kind, ll_vector(kind))
+
+
+register_model(Pointer)(models.PointerModel)
+
+
+@register_model(Record)
+class _RecordModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Record):
+        super().__init__(manager, kind, WORD.as_pointer())
+
+
+# ---- Operators -----------------------------------------------------------------------------------------------------
+
+
+def _operator(op: Callable, formals: tuple, resolve: Callable, emit: Callable) -> None:
+    """Give `op` a meaning on types of these classes: `resolve` returns the signature, `emit` the value."""
+
+    class Meaning(AbstractTemplate):
+        key = op
+
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == len(formals) and all(map(isinstance, args, formals)):
+                return resolve(*args)
+            return None
+
+    infer_global(op)(Meaning)
+    lower_builtin(op, *formals)(lambda context, builder, sig, args: emit(builder, sig, *args))
+
+
+def _arithmetic(op: Callable, on_reals: str, on_integers: str) -> None:
+    def resolve(a: Vector, b: Vector) -> Any:
+        return signature(a, a, b) if a == b else None
+
+    def emit(builder: Any, sig: Any, a: Any, b: Any) -> Any:
+        verb = on_reals if isinstance(sig.return_type.element, types.Float) else on_integers
+        return getattr(builder, verb)(a, b)
+
+    _operator(op, (Vector, Vector), resolve, emit)
+
+
+_arithmetic(operator.add, "fadd", "add")
+_arithmetic(operator.sub, "fsub", "sub")
+_arithmetic(operator.mul, "fmul", "mul")
+_arithmetic(operator.truediv, "fdiv", "sdiv")
+_arithmetic(operator.and_, "", "and_")
+_arithmetic(operator.or_, "", "or_")
+
+
+def _comparison(op: Callable, symbol: str) -> None:
+    def resolve(a: Vector, b: Vector) -> Any:
+        return signature(Vector(types.boolean, a.lanes), a, b) if a == b else None
+
+    # As in C, nothing is true of a NaN but that it differs.
+    verb = "fcmp_unordered" if symbol == "!=" else "fcmp_ordered"
+    _operator(op, (Vector, Vector), resolve, lambda builder, sig, a, b: getattr(builder, verb)(symbol, a, b))
+
+
+_comparison(operator.lt, "<")
+_comparison(operator.gt, ">")
+_comparison(operator.eq, "==")
+_comparison(operator.ne, "!=")
+
+_operator(
+    operator.add,
+    (Pointer, types.Integer),
+    lambda p, n: signature(p, p, types.int64),
+    lambda builder, sig, p, n: builder.gep(p, [n]),
+)
+_operator(
+    operator.getitem,
+    (Record, types.Integer),
+    lambda record, i: signature(record, record, types.int64),
+    lambda builder, sig, record, i: builder.gep(record, [builder.mul(i, WORD(len(sig.args[0].fields)))]),
+)
+
+
+@infer_getattr
+class _RecordFields(AttributeTemplate):
+    key = Record
+
+    def generic_resolve(self, record: Record, field: str) -> Any:
+        return types.int64 if field in record.fields else None
+
+
+def _word(builder: Any, kind: Record, record: Any, field: str) -> Any:
+    return builder.gep(record, [INDEX(kind.fields.index(field))])
+
+
+@lower_getattr_generic(Record)
+def _get_word(context: Any, builder: Any, kind: Record, record: Any, field: str) -> Any:
+    value = builder.load(_word(builder, kind, record, field))
+    if kind.layout not in MUTABLE:
+        # No store to an array can change it, which LLVM has no other way to know: it is loaded once and not in every round.
+        value.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return value
+
+
+@lower_setattr_generic(Record)
+def _set_word(context: Any, builder: Any, sig: Any, args: Any, field: str) -> None:
+    record, value = args
+    builder.store(value, _word(builder, sig.args[0], record, field))
+
+
+# ---- Verbs ---------------------------------------------------------------------------------------------------------
+
+
+def verb(define: Callable) -> Callable:
+    """Make a verb of `define`, which maps the types of the arguments to (signature, emit(builder, *values)).
+
+    Numbers and strings that are written out, or are constants of the module, arrive as literal types.
+    """
+
+    @functools.wraps(define)
+    def typing(context: Any, *args: Any) -> Any:
+        sig, emit = define(*args)
+
+        def generate(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+            value = emit(builder, *values)
+            return context.get_dummy_value() if sig.return_type is void else value
+
+        return sig, generate
+
+    parameters = list(inspect.signature(define).parameters.values())
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    typing.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # numba reads it
+    return intrinsic(prefer_literal=True)(typing)
+
+
+# Addresses.
+
+
+@verb
+def reals(like, address):
+    """The elements at an address found in a record, of the element type and vector width of `like`."""
+    return reals_of(like)(like, word), lambda builder, _, at: builder.inttoptr(at, ll_element(like.element).as_pointer())
+
+
+@verb
+def integers(address):
+    """The 64-bit integers at an address."""
+    return INTEGERS(word), lambda builder, at: builder.inttoptr(at, WORD.as_pointer())
+
+
+@verb
+def records(like, address, layout):
+    """The records of a layout at an address."""
+    return like.of(layout.literal_value)(like, word, layout), lambda builder, _, at, __: builder.inttoptr(at, WORD.as_pointer())
+
+
+@verb
+def address(pointer):
+    """The address itself."""
+    return word(pointer), lambda builder, at: builder.ptrtoint(at, WORD)
+
+
+@verb
+def elements_before(pointer, end):
+    """How many elements there are from the pointer to an end given as an address."""
+
+    def emit(builder, pointer_, end_):
+        room = builder.sub(end_, builder.ptrtoint(pointer_, WORD))
+        return builder.ashr(room, WORD({4: 2, 8: 3}[bytes_of(pointer.element)]))
+
+    return word(pointer, word), emit
+
+
+@verb
+def narrow(pointer, lanes):
+    """The same address for vectors of another width."""
+    return Pointer(pointer.element, lanes.literal_value)(pointer, lanes), lambda builder, at, _: at
+
+
+def emit_stack(builder: Any, element: ir.Type, count: int) -> Any:
+    room = cgutils.alloca_once(builder, ir.ArrayType(element, count))
+    room.align = 64
+    return builder.bitcast(room, element.as_pointer())
+
+
+@verb
+def stack_integers(count):
+    """Room for integers in the frame of the function that says so."""
+    return INTEGERS(count), lambda builder, _: emit_stack(builder, WORD, count.literal_value)
+
+
+@verb
+def stack_vectors(like, count):
+    """Room for the elements of so many vectors in the frame of the function that says so."""
+    return reals_of(like)(like, count), lambda builder, _, __: emit_stack(
+        builder, ll_element(like.element), like.lanes * count.literal_value
+    )
+
+
+@verb
+def stack_runs(like, count):
+    """Room for runs in the frame of the function that says so."""
+    kind = like.of("run")
+    return kind(like, count), lambda builder, _, __: emit_stack(builder, WORD, count.literal_value * len(kind.fields))
+
+
+@verb
+def call(function, values, count):
+    """Call ``void function(real *values, int64_t count)`` at an address."""
+
+    def emit(builder, function, *args):
+        kind = ir.FunctionType(ir.VoidType(), [args[0].type, WORD])
+        builder.call(builder.inttoptr(function, kind.as_pointer()), args)
+
+    return void(word, values, word), emit
+
+
+# Vectors.
+
+
+def emit_splat(builder: Any, vector: ir.VectorType, value: Any) -> Any:
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, INDEX(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INDEX, vector.count), [0] * vector.count))
+
+
+def emit_load(builder: Any, kind: Any, pointer: Any) -> Any:
+    vector = builder.load(builder.bitcast(pointer, ll_vector(kind).as_pointer()))
+    vector.align = bytes_of(kind.element)
+    return vector
+
+
+def emit_store(builder: Any, kind: Any, pointer: Any, vector: Any) -> None:
+    builder.store(vector, builder.bitcast(pointer, ll_vector(kind).as_pointer())).align = bytes_of(kind.element)
+
+
+def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    # "fmuladd" is one fused instruction where the processor has it, and never a call to a library.
+    return emit_call(builder, "llvm.fmuladd", a.type, [a, b, c])
+
+
+def emit_call(builder: Any, name: str, vector: ir.VectorType, args: list) -> Any:
+    """Call an intrinsic of LLVM that maps vectors to a vector."""
+    bits = {ir.FloatType(): 32, ir.DoubleType(): 64}[vector.element]
+    kind = ir.FunctionType(vector, [vector] * len(args))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{vector.count}f{bits}"), args)
+
+
+def emit_first(builder: Any, kind: Any, n: Any) -> Any:
+    """The mask of the first n lanes."""
+    lanes = ir.VectorType(INDEX, kind.lanes)
+    position = ir.Constant(lanes, list(range(kind.lanes)))
+    return builder.icmp_unsigned("<", position, emit_splat(builder, lanes, builder.trunc(n, INDEX)))
+
+
+def emit_masked_load(builder: Any, kind: Any, pointer: Any, mask: Any) -> Any:
+    """Load some lanes, zeros in the others."""
+    whole = ll_vector(kind)
+    args = [builder.bitcast(pointer, whole.as_pointer()), INDEX(bytes_of(kind.element)), mask, ir.Constant(whole, None)]
+    return _masked(builder, kind, "load", whole, args)
+
+
+def emit_masked_store(builder: Any, kind: Any, pointer: Any, vector: Any, mask: Any) -> None:
+    args = [vector, builder.bitcast(pointer, vector.type.as_pointer()), INDEX(bytes_of(kind.element)), mask]
+    _masked(builder, kind, "store", ir.VoidType(), args)
+
+
+def _masked(builder: Any, kind: Any, verb: str, result: ir.Type, args: list) -> Any:
+    letter = "f" if isinstance(kind.element, types.Float) else "i"
+    function = ir.FunctionType(result, [arg.type for arg in args])
+    name = f"llvm.masked.{verb}.v{kind.lanes}{letter}{kind.element.bitwidth}.p0"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+
+@verb
+def lanes(like):
+    """How many elements a vector has here."""
+    return word(like), lambda builder, _: WORD(like.lanes)
+
+
+@verb
+def real(like, value):
+    """A number of the element type."""
+    return like.element(like, like.element), lambda builder, _, value: value
+
+
+@verb
+def load(p):
+    return vector_of(p)(p), lambda builder, at: emit_load(builder, p, at)
+
+
+@verb
+def store(p, vector):
+    return void(p, vector), lambda builder, at, value: emit_store(builder, vector, at, value)
+
+
+@verb
+def load_part(p, n):
+    """The first n elements, zeros behind them; nothing behind them is touched."""
+    return vector_of(p)(p, word), lambda builder, at, n: emit_masked_load(builder, p, at, emit_first(builder, p, n))
+
+
+@verb
+def store_part(p, vector, n):
+    def emit(builder, at, value, n):
+        emit_masked_store(builder, vector, at, value, emit_first(builder, vector, n))
+
+    return void(p, vector, word), emit
+
+
+@verb
+def splat(like, value):
+    """A vector all of whose lanes are `value`."""
+    return vector_of(like)(like, like.element), lambda builder, _, value: emit_splat(builder, ll_vector(like), value)
+
+
+@verb
+def fma(a, b, c):
+    """a * b + c, rounded once."""
+    return a(a, b, c), emit_fma
+
+
+@verb
+def select(mask, yes, no):
+    return yes(mask, yes, no), lambda builder, mask, yes, no: builder.select(mask, yes, no)
+
+
+@verb
+def at_least(a, b):
+    """The greater of each pair of lanes; a NaN in `a` stays."""
+    return a(a, b), lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a)
+
+
+@verb
+def at_most(a, b):
+    """The smaller of each pair of lanes; a NaN in `a` stays."""
+    return a(a, b), lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), b, a)
+
+
+@verb
+def floor(v):
+    return v(v), lambda builder, value: emit_call(builder, "llvm.floor", value.type, [value])
+
+
+@verb
+def to_integers(v):
+    """A vector of 64-bit integers from whole numbers of less than 32 bits."""
+
+    def emit(builder, value):
+        # By way of 32 bits, to which every instruction set converts whole vectors.
+        return builder.sext(builder.fptosi(value, ir.VectorType(INDEX, v.lanes)), ir.VectorType(WORD, v.lanes))
+
+    return Vector(word, v.lanes)(v), emit
+
+
+@verb
+def evens(a, b):
+    """Every second lane of two vectors, from the first on."""
+    chosen = ir.Constant(ir.VectorType(INDEX, a.lanes), list(range(0, 2 * a.lanes, 2)))
+    return a(a, b), lambda builder, a, b: builder.shuffle_vector(a, b, chosen)
+
+
+@verb
+def store_spread(p, v):
+    """Store the lanes of a vector to p[0], p[2], p[4]...; what lies between is not touched."""
+
+    def emit(builder, at, value):
+        half = v.lanes // 2
+        mask = ir.Constant(ir.VectorType(ir.IntType(1), v.lanes), [1, 0] * half)
+        for part in (0, 1):
+            chosen = ir.Constant(ir.VectorType(INDEX, v.lanes), [part * half + i // 2 for i in range(v.lanes)])
+            spread = builder.shuffle_vector(value, value, chosen)
+            emit_masked_store(builder, v, builder.gep(at, [WORD(part * v.lanes)]), spread, mask)
+
+    return void(p, v), emit
+
+
+@verb
+def shuffle(a, b, i, j, k, m):
+    """Four lanes out of the eight of two short vectors."""
+    chosen = ir.Constant(ir.VectorType(INDEX, 4), [index.literal_value for index in (i, j, k, m)])
+    return a(a, b, i, j, k, m), lambda builder, a, b, *_: builder.shuffle_vector(a, b, chosen)
+
+
+# ---- Code that is emitted whole ------------------------------------------------------------------------------------
+
+
+def emit_loop(builder: Any, count: Any, start: list, step: Callable) -> list:
+    """Emit ``values = start; for k in range(count): values = step(k, values)``, the values in registers."""
+    before, function = builder.block, builder.function
+    loop, after = function.append_basic_block("loop"), function.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed(">", count, WORD(0)), loop, after)
+    builder.position_at_end(loop)
+    k = builder.phi(WORD)
+    carried = [builder.phi(value.type) for value in start]
+    updated = step(k, carried)
+    following = builder.add(k, WORD(1))
+    _as_written(builder.cbranch(builder.icmp_signed("<", following, count), loop, after))
+    last = builder.block
+    builder.position_at_end(after)
+    final = [builder.phi(value.type) for value in start]
+    k.add_incoming(WORD(0), before)
+    k.add_incoming(following, last)
+    for first, old, new, end in zip(start, carried, updated, final, strict=True):
+        for phi, block, value in ((old, before, first), (old, last, new), (end, before, first), (end, last, new)):
+            phi.add_incoming(value, block)
+    return final
+
+
+def _as_written(branch: Any) -> None:
+    """Have LLVM leave a loop as it is.
+
+    In the tiles the registers are full already, and two rounds at a time spill and take twice as long; loops
+    that move single elements grow to hundreds of instructions, gathers among them, and are no faster.
+    """
+    module = branch.function.module
+    wishes = [
+        module.add_metadata(["llvm.loop.unroll.disable"]),
+        module.add_metadata(["llvm.loop.vectorize.enable", ir.Constant(ir.IntType(1), 0)]),
+    ]
+    identity = ir.MDValue(module, wishes, name=str(len(module.metadata)))
+    identity.operands = (identity, *wishes)  # LLVM wants a loop's description to begin with itself
+    branch.set_metadata("llvm.loop", identity)
+
+
+def zeros(kind: Any, count: int) -> list:
+    return [ir.Constant(ll_vector(kind), None)] * count
+
+
+def emit_totals(builder: Any, kind: Any, totals: list, places: list, add: Any) -> None:
+    """Store the totals of sums, or add them to what is there."""
+    with builder.if_else(builder.icmp_signed("!=", add, WORD(0))) as (adding, storing):
+        with adding:
+            for total, place in zip(totals, places, strict=True):
+                emit_store(builder, kind, place, builder.fadd(emit_load(builder, kind, place), total))
+        with storing:
+            for total, place in zip(totals, places, strict=True):
+                emit_store(builder, kind, place, total)
+
+
+def emit_out_of_line(builder: Any, name: str, args: list, emit: Callable) -> None:
+    """Call a function that is emitted at its first use and never inlined, so that it has all registers to itself."""
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    if not function.blocks:
+        function.linkage = "linkonce_odr"  # one copy, however many engines are linked from modules that have it
+        function.attributes.add("noinline")
+        function.attributes.add("nounwind")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        emit(inner, *function.args)
+        inner.ret_void()
+    builder.call(function, args)
+
+
+def emit_switch(builder: Any, value: Any, cases: dict[int, Callable]) -> None:
+    """Jump on a value that is one of the cases."""
+    function = builder.function
+    nothing, after = function.append_basic_block("nothing"), function.append_basic_block("after")
+    jump = builder.switch(value, nothing)
+    builder.position_at_end(nothing)
+    builder.unreachable()
+    for case, emit in cases.items():
+        block = function.append_basic_block(f"case_{case}")
+        jump.add_case(WORD(case), block)
+        builder.position_at_end(block)
+        emit()
+        builder.branch(after)
+    builder.position_at_end(after)

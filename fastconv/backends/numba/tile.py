@@ -1,0 +1,114 @@
+"""THE register tile, the one matrix kernel behind every dense product:
+
+    c[r][j] (+)= sum_k rows[r][a_offsets[k]] * b[b_offsets[k] + j],   j < vectors * LANES
+
+Rows are broadcast, columns are vectors, and both are found through tables, so that strides, dilations, phases,
+packed and unpacked weights, stitched panels and images read in place are all the same code. Each call sums
+from zero and then stores or adds: the error grows with the K block and not with K, and the result does not
+depend on where a tile lies. Each shape is a function of its own, emitted fully unrolled.
+"""
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from .simd import (
+    INTEGERS,
+    WORD,
+    bytes_of,
+    emit_fma,
+    emit_load,
+    emit_loop,
+    emit_out_of_line,
+    emit_splat,
+    emit_switch,
+    emit_totals,
+    ll_element,
+    ll_vector,
+    verb,
+    void,
+    word,
+    zeros,
+)
+
+# What the engines have room for in their frames, and the lowering keeps to.
+MAX_K_BLOCK = 256
+MAX_PIXEL_BLOCK = 256
+MAX_TILE_ROWS = 8
+MAX_TILE_WIDTH = 64
+
+
+def many_registers(vector_bytes: int) -> bool:
+    """Whether there are 32 vector registers of this width and not 16."""
+    return vector_bytes == 64 or platform.machine() in ("aarch64", "arm64")
+
+
+def tile_shapes(vector_bytes: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (rows, vectors) of the full tile with pixels in the vectors, and with channels in the vectors.
+
+    24 accumulators fit 32 registers and 12 fit 16, beside the columns and a broadcast.
+    """
+    return ((8, 3), (6, 4)) if many_registers(vector_bytes) else ((4, 3), (6, 2))
+
+
+def shapes_for(kind: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    return tile_shapes(kind.lanes * bytes_of(kind.element))
+
+
+@verb
+def tile_rows(like):
+    return word(like), lambda builder, _: WORD(shapes_for(like)[0][0])
+
+
+@verb
+def tile_vectors(like):
+    return word(like), lambda builder, _: WORD(shapes_for(like)[0][1])
+
+
+@verb
+def lane_rows(like):
+    return word(like), lambda builder, _: WORD(shapes_for(like)[1][0])
+
+
+@verb
+def lane_vectors(like):
+    return word(like), lambda builder, _: WORD(shapes_for(like)[1][1])
+
+
+def emit_tile(kind: Any, row_count: int, vector_count: int) -> Callable:
+    """Return what emits the body of a tile of one shape."""
+
+    def emit(builder, count, rows, a_offsets, b, b_offsets, c, c_row, add):
+        real = ll_element(kind.element).as_pointer()
+        row = [builder.inttoptr(builder.load(builder.gep(rows, [WORD(r)])), real) for r in range(row_count)]
+
+        def step(k, sums):
+            a_k, b_k = builder.load(builder.gep(a_offsets, [k])), builder.load(builder.gep(b_offsets, [k]))
+            at = builder.gep(b, [b_k])
+            columns = [emit_load(builder, kind, builder.gep(at, [WORD(v * kind.lanes)])) for v in range(vector_count)]
+            updated = []
+            for r in range(row_count):
+                a = emit_splat(builder, ll_vector(kind), builder.load(builder.gep(row[r], [a_k])))
+                updated += [emit_fma(builder, a, column, sums[r * vector_count + v]) for v, column in enumerate(columns)]
+            return updated
+
+        totals = emit_loop(builder, count, zeros(kind, row_count * vector_count), step)
+        c_rows = [builder.gep(c, [builder.mul(c_row, WORD(r))]) for r in range(row_count)]
+        places = [builder.gep(at, [WORD(v * kind.lanes)]) for at in c_rows for v in range(vector_count)]
+        emit_totals(builder, kind, totals, places, add)
+
+    return emit
+
+
+@verb
+def tile(rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
+    """Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a."""
+    shapes = {(r, v) for most_r, most_v in shapes_for(b) for r in range(1, most_r + 1) for v in range(1, most_v + 1)}
+
+    def emit(builder, rows, vectors, *args):
+        def case(r, v):
+            return lambda: emit_out_of_line(builder, f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}", args, emit_tile(b, r, v))
+
+        emit_switch(builder, builder.add(builder.mul(rows, WORD(8)), vectors), {8 * r + v: case(r, v) for r, v in sorted(shapes)})
+
+    return void(word, word, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit

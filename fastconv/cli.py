@@ -1,0 +1,228 @@
+"""The command line: ``python -m fastconv info | verify | demo``.
+
+Exit codes: 0 if all is well, 1 if a check failed, 2 if the command cannot be carried out as given. What the
+user can mend is told in one line on stderr, without a traceback.
+"""
+
+import argparse
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from . import __version__, config, registry
+from .errors import BackendError, UnsupportedError
+
+__all__ = ["main"]
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+DEMO_MODULES = {"matplotlib": "matplotlib", "rich": "rich", "PIL": "pillow"}
+FAILURES_SHOWN = 10
+
+
+class UsageError(Exception):
+    """The command cannot be carried out as given; the message is meant for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process if not given.
+
+    Returns
+    -------
+    int
+        The exit code.
+
+    Examples
+    --------
+    >>> from fastconv.cli import main
+    >>> main(["info"])  # doctest: +ELLIPSIS
+    fastconv ...
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _check_environment()
+        return arguments.command(arguments)
+    except (UsageError, BackendError, UnsupportedError) as error:
+        print(f"fastconv: {error}", file=sys.stderr)
+        return UNUSABLE
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        print("fastconv: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastconv", description="Convolutions for NumPy at machine speed."
+    )
+    parser.add_argument("--version", action="version", version=f"fastconv {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    info = commands.add_parser("info", help="show version, CPU, instruction set, threads and backends")
+    info.set_defaults(command=_info)
+
+    verify = commands.add_parser("verify", help="check backends against the oracle on generated problems")
+    _add_backend(verify)
+    verify.add_argument("--quick", action="store_true", help="take a quarter of the problems")
+    verify.set_defaults(command=_verify)
+
+    demo = commands.add_parser("demo", help="run every variant of convolution on a photograph")
+    demo.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="a picture file (default: a portrait that matplotlib ships)"
+    )
+    demo.add_argument(
+        "--output", default="demo.png", metavar="FILE", help="where the figure goes (default: demo.png)"
+    )
+    _add_backend(demo)
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a backend to run on; may be given more than once (default: all that can be used here)",
+    )
+
+
+def _check_environment() -> None:
+    """Raise UsageError if an environment variable of ours has an unusable value, before any work is done."""
+    try:
+        config.environment_backend()
+        config.environment_threads()
+        config.environment_isa()
+        config.environment_log()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .explain import config_text
+
+    text, statuses = config_text(), registry.backends()
+    facts = text.splitlines()[: -len(statuses) - 1]
+    facts.insert(1, f"CPU: {cpu_model()}")
+    if importlib.util.find_spec("rich") is None:
+        print("\n".join((*facts, "backends:", *(f"  {status}" for status in statuses))))
+    else:
+        _print_rich(facts, statuses)
+    return OK
+
+
+def _print_rich(facts: Sequence[str], statuses: Sequence[registry.BackendStatus]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=False)
+    for fact in facts:
+        name, colon, value = fact.partition(": ")
+        console.print(Text.assemble((name + colon, "bold"), value), soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("backend", "from", "state"):
+        table.add_column(title, no_wrap=title == "backend")
+    for status in statuses:
+        colour = "green" if status.available else "yellow"
+        state = (
+            f"available, {len(status.ops)} operations"
+            if status.available
+            else f"not available: {status.reason}"
+        )
+        table.add_row(status.name, Text(status.origin), Text(state, colour))
+    console.print(table)
+
+
+def cpu_model() -> str:
+    """Return the name of the processor, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    return names.get("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .testing import check_backend
+
+    names = arguments.backend or [status.name for status in registry.backends() if status.available]
+    for name in names:  # an unknown or unusable one is told before the others have taken their time
+        _require_usable(name)
+    failed = False
+    for name in names:
+        report = check_backend(name, quick=arguments.quick, progress=_Counter(name, sys.stderr))
+        shown = str(report)
+        hidden = len(report.failed) - FAILURES_SHOWN
+        if hidden > 0:
+            for text in report.failed[FAILURES_SHOWN:]:
+                shown = shown.replace("\n" + text, "", 1)
+            shown += f"\n... and {hidden} more"
+        print(shown, flush=True)
+        failed |= bool(report.failed)
+    return FAILED if failed else OK
+
+
+def _require_usable(name: str) -> None:
+    entry = registry.find_backend(name)
+    reason = entry.reason()
+    if reason is not None:
+        raise UsageError(f"backend {name!r} ({entry.origin}) cannot be used: {reason}")
+
+
+class _Counter:
+    """Shows how far a check has come, on one line that is overwritten; nothing where that is no terminal."""
+
+    def __init__(self, name: str, stream: TextIO):
+        self._name, self._stream = name, stream
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._stream.isatty():
+            end = "\r\033[K" if done == total else ""
+            self._stream.write(f"\rbackend {self._name}: {done} of {total} problems{end}")
+            self._stream.flush()
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    missing = [name for module, name in DEMO_MODULES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"the demo needs {', '.join(missing)}: pip install 'fastconv[demo]'")
+    output = _checked_output(arguments.output)
+    for name in arguments.backend:
+        _require_usable(name)
+
+    from . import demo
+
+    try:
+        return OK if demo.run(arguments.image, output, arguments.backend) else FAILED
+    except demo.PhotoError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:  # the disk is full, the directory read-only, ...
+        raise UsageError(f"cannot write {output}: {error.strerror or error}") from None
+
+
+def _checked_output(text: str) -> Path:
+    """Return the figure's path if it looks usable: finding out at the end would waste the work."""
+    path = Path(text)
+    if path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise UsageError(f"--output must end in one of {', '.join(FIGURE_SUFFIXES)}, got {text}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(
+            f"--output {text}: "
+            + ("it is a directory" if path.is_dir() else f"there is no directory {path.parent}")
+        )
+    return path

@@ -1,0 +1,210 @@
+"""Why a call runs as it does: :func:`explain` for one call, :func:`show_config` for the settings."""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import config, registry
+from .call import Call, as_arrays, prepare, stand_in
+from .problem import parse_op
+
+__all__ = ["Explanation", "describe", "explain", "show_config"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found; prints as a small report.
+
+    Attributes
+    ----------
+    backend, kernel : str
+        Names of what would run.
+    source : str
+        Who asked for the backend: ``"automatic"``, ``"backend="``, ``"use_backend"``, ...
+    refusals : dict of str to str
+        For each ``"<backend> <kernel>"`` that would not run, the reason.
+    text : str
+        The whole report.
+    """
+
+    backend: str
+    kernel: str
+    source: str
+    refusals: dict[str, str]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    __repr__ = __str__
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
+    """Tell which kernel a call would run, and why no other.
+
+    Parameters
+    ----------
+    op : str
+        Name of the function, such as ``"conv2d"``.
+    *args, **kwargs
+        The arguments of that function. Where it takes an array, a shape (a tuple of integers, taken as
+        float32) will do.
+
+    Returns
+    -------
+    Explanation
+        Prints the kernel, who asked for it, instruction set, tile, threads, scratch, copies, operations,
+        bytes and intensity, and the reason why every other kernel was passed over.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As the function itself.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> told = fastconv.explain("conv2d", (1, 3, 8, 8), (4, 3, 3, 3), padding=1, backend="numpy")
+    >>> told.backend, told.kernel, told.source
+    ('numpy', 'conv_direct', 'backend=')
+    """
+    import inspect
+
+    from . import functional
+
+    parse_op(op)
+    given = inspect.signature(getattr(functional, op)).bind(*args, **kwargs)
+    given.apply_defaults()
+    arguments = given.arguments
+    names = ("input", "weight", "bias", "offset", "mask")
+    input, weight, bias, offset, mask = as_arrays(**{name: _shape_or_array(name, arguments.get(name)) for name in names})
+    options = functional.options_of(arguments)
+    backend = arguments["backend"]
+    request, source = config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+    call = prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None)
+    refusals = _refusals(call)
+    copies = _copies(dict(zip(names, (input, weight, bias, offset, mask), strict=True)), call)
+    text = describe(call, config.thread_count(arguments["num_threads"]), copies)
+    if refusals:
+        text += "\nnot taken:\n" + "\n".join(f"  {name}: {reason}" for name, reason in refusals.items())
+    return Explanation(call.kernel.backend, call.kernel.name, source, refusals, text)
+
+
+def describe(call: Call, threads: int, copies: tuple[str, ...] = ()) -> str:
+    """Return the report on one call or plan."""
+    problem, run = call.problem, call.executable
+    scratch = run.scratch_bytes(threads) if hasattr(run, "scratch_bytes") else None
+    copies = (*copies, *getattr(run, "copies", ()))
+    lines = {
+        "problem": str(problem),
+        "kernel": f"{call.kernel.backend} {call.kernel.name}",
+        "asked for by": call.source,
+        "ISA": getattr(run, "isa", None),
+        "tile": getattr(run, "tile", None),
+        "threads": f"at most {threads}",
+        "scratch": None if scratch is None else f"{_bytes(scratch)}",
+        "copies": "; ".join(copies) or "none",
+        "operations": f"{problem.flops:,} FLOP",
+        "traffic": f"{_bytes(problem.bytes)} compulsory, {problem.flops / max(problem.bytes, 1):.3g} FLOP/byte",
+    }
+    return "\n".join(f"{name + ':':<14}{value}" for name, value in lines.items() if value is not None)
+
+
+def show_config() -> None:
+    """Print versions, CPU, instruction set, threads, settings and backends.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> fastconv.show_config()  # doctest: +ELLIPSIS
+    fastconv ...
+    """
+    print(config_text())
+
+
+def config_text() -> str:
+    import platform
+
+    from . import __version__
+
+    request, source = config.requested_backend()
+    lines = [
+        f"fastconv {__version__}, NumPy {np.__version__}, Python {platform.python_version()} on {sys.platform} {platform.machine()}",
+        f"instruction set: {_isa()}",
+        f"threads: {config.thread_count()}",
+        f"backend: {'automatic' if request is None else request} ({source})",
+        f"log: {config.environment_log()}",
+        "backends:",
+        *(f"  {status}" for status in registry.backends()),
+    ]
+    return "\n".join(lines)
+
+
+def _isa() -> str:
+    try:
+        from . import _native
+    except ImportError as error:
+        return f"none (the compiled module cannot be loaded: {error})"
+    limit = config.max_isa()
+    usable = _native.isas()
+    chosen = usable[-1] if limit is None else [isa for isa in usable if config.ISAS.index(isa) <= config.ISAS.index(limit)][-1]
+    return f"{chosen} (this machine has {', '.join(usable)})"
+
+
+def _shape_or_array(name: str, value: Any) -> Any:
+    if isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value):
+        return stand_in(name, tuple(map(int, value)), np.dtype(np.float32))
+    return value
+
+
+def _copies(operands: dict[str, np.ndarray | None], call: Call) -> tuple[str, ...]:
+    """Return the conversions that happen before the kernel sees the arrays."""
+    told = []
+    for name, array in operands.items():
+        if array is None or 0 in array.strides:  # a stand-in for a shape
+            continue
+        moved = name in ("offset", "mask") and call.problem.layout == "NHWC"
+        if moved or array.dtype != call.dtype or not array.flags.c_contiguous or not array.flags.aligned:
+            told.append(f"{name} converted: {_bytes(math.prod(array.shape) * call.dtype.itemsize)}")
+    if call.result_dtype != call.dtype:
+        told.append(f"result rounded to {call.result_dtype}")
+    return tuple(told)
+
+
+def _refusals(call: Call) -> dict[str, str]:
+    """Return why every kernel but the chosen one, and every backend without a kernel, was not taken."""
+    told = {}
+    for status in registry.backends():
+        for name, reason in registry.explain_backend(call.problem, status.name):
+            told[f"{status.name} {name}".strip()] = reason
+        if not status.available:
+            continue
+        for kernel, refusal in registry.verdicts(call.problem, registry.find_backend(status.name)):
+            if refusal is None and kernel != call.kernel:
+                told[f"{status.name} {kernel.name}"] = _why_not(kernel, call)
+    return told
+
+
+def _why_not(kernel: registry.Kernel, call: Call) -> str:
+    if call.source != "automatic" and kernel.backend != call.kernel.backend:
+        return f"another backend was asked for ({call.source})"
+    if kernel.backend == registry.ORACLE:
+        return "the oracle is the last resort"
+    if not registry.find_backend(kernel.backend).automatic:
+        return "a plugin runs only where it is named"
+    mine, chosen = registry.cost(kernel, call.problem), registry.cost(call.kernel, call.problem)
+    return f"estimated at {mine * 1e3:.3g} ms, the chosen kernel at {chosen * 1e3:.3g} ms"
+
+
+def _bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+

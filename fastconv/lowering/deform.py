@@ -1,0 +1,156 @@
+"""Deformable convolutions: a sampling stage feeds the register tile."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..problem import Problem
+from .dense import add_halo
+from .geometry import Axes, Axis, Image, output_strides
+from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
+
+__all__ = ["lower_deform"]
+
+# Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
+CHANNEL_BLOCK = 32
+TILE = 112
+# Samples of a tile are multiplied while they are in L2: so many (tap, channel) pairs a pixel.
+MOST_COLUMNS = 512
+# Bases and corner weights of a tile, for all taps.
+MOST_POINTS = 1 << 14
+GFLOPS = 30.0
+
+
+def lower_deform(problem: Problem, engines: Engines) -> Any:
+    """Return a program for any deformable convolution."""
+    p, b = problem, Builder(problem, engines)
+    per_group = p.out_channels // p.groups
+    lanes = b.lanes
+    rows, vectors = engines.lane_tile
+    blocks = _channel_blocks(p)
+    width = round_up(max(count for _, count in blocks), lanes)
+    axes = _bordered_axes(p)
+    image = Image.of(axes, width)
+    image_elements = image.size * len(blocks)
+    b.chunked(image_elements * b.itemsize)
+    starts = np.array([first for first, _ in blocks] + [p.in_channels])
+    what = "bordered input in channel blocks"
+    x = add_halo(b, "halo_pixels", axes, image, image_elements, image.size, starts, 2 * lanes, what=what)
+
+    w_width = min(vectors * lanes, round_up(per_group, lanes))
+    w_blocks = -(-per_group // w_width)
+    w, records = _add_weights(b, blocks, image.size, w_width, w_blocks)
+
+    pixels = math.prod(p.output_size)
+    corners = 1 << p.ndim
+    tile = max(min(TILE, max(-(-pixels // 4), 24), MOST_POINTS // p.taps), 8, rows)
+    tile = round_up(min(tile, pixels), 2)
+    tap_block = min(p.taps, max(MOST_COLUMNS // width, 1))
+    most_channels = max(count for _, count in blocks)
+    int64s = 8 // b.itemsize
+    work = (
+        p.taps * tile * (int64s + corners + 1)
+        + 11 * tile
+        + w_width * (tile + lanes)
+        + w_blocks * tile * w_width
+        + tile * tap_block * most_channels
+        + lanes
+    )
+    y_image, y_channel, _, _, y_w = output_strides(p)
+    before = tuple(pair[0] for pair in p.padding)
+    sizes = {"size": p.input_size, "out": p.output_size, "kernel": p.kernel_size}
+    steps = {"stride": p.stride, "pad": before, "dil": p.dilation}
+    spatial: Words = {}
+    for name, values in (sizes | steps).items():
+        default = 0 if name == "pad" else 1
+        for axis, value in zip("dhw", [default] * (3 - p.ndim) + list(values), strict=True):
+            spatial[f"{name}_{axis}"] = value
+    line_d, line_h = image.d // width, image.h // width
+    words: Words = dict(
+        x=x,
+        w=w,
+        b=b.operand("bias"),
+        offset=b.operand("offset"),
+        mask=b.operand("mask"),
+        y=b.operand("output"),
+        work=b.thread(work),
+        work_stride=Operand("thread_stride"),
+        images=Operand("images"),
+        x_image=image_elements,
+        offset_image=p.offset_groups * p.taps * p.ndim * pixels,
+        mask_image=p.offset_groups * p.taps * pixels,
+        y_image=y_image,
+        y_channel=y_channel,
+        y_w=y_w,
+        ndim=p.ndim,
+        line_d=line_d,
+        line_h=line_h,
+        width=width,
+        outside=(p.input_size[0] + 1) * (1, line_h, line_d)[p.ndim - 1],
+        blocks=b.records("block", records),
+        block_count=len(records),
+        groups=p.groups,
+        channels=per_group,
+        w_width=w_width,
+        w_blocks=w_blocks,
+        tile=tile,
+        tiles=-(-pixels // tile),
+        tap_block=tap_block,
+        k_block=K_BLOCK,
+        activation=b.engines.activation(p),
+    )
+    b.stage("deform", -(-pixels // tile), words | spatial)
+    work_ns = (p.flops / max(p.batch, 1) + pixels * p.taps * p.in_channels * corners) / GFLOPS
+    return b.finish(work_ns, f"{tile} points, {rows} pixels x {w_width} channels")
+
+
+def _channel_blocks(p: Problem) -> list[tuple[int, int]]:
+    """Cut the input channels at the bounds of weight and offset groups, then into blocks: (first, count)."""
+    step_w, step_o = p.in_channels // p.groups, p.in_channels // p.offset_groups
+    bounds = sorted(set(range(0, p.in_channels + 1, step_w)) | set(range(0, p.in_channels + 1, step_o)))
+    return [
+        (first, min(CHANNEL_BLOCK, end - first))
+        for begin, end in pairwise(bounds)
+        for first in range(begin, end, CHANNEL_BLOCK)
+    ]
+
+
+def _bordered_axes(p: Problem) -> Axes:
+    """A border of one zero line on each side, and a second one behind the slowest axis.
+
+    A base in the first of those two has only zeros for corners.
+    """
+    unit = Axis(1, 1, 1, np.zeros((1, 1), np.int64), ())
+    found = []
+    for i, size in enumerate(p.input_size):
+        line = np.concatenate(([-1], np.arange(size), [-1] * (2 if i == 0 else 1)))
+        found.append(Axis(size, 1, size, line[None], ()))
+    d, h, w = [unit] * (3 - p.ndim) + found
+    return d, h, w
+
+
+def _add_weights(
+    b: Builder, blocks: list[tuple[int, int]], image_block: int, w_width: int, w_blocks: int
+) -> tuple[Operand, list[dict[str, int]]]:
+    """Add the stage that packs weights as [block of channels][block of O][tap, channel][O]."""
+    p = b.problem
+    per_group, group_channels, offset_channels = (
+        p.out_channels // p.groups,
+        p.in_channels // p.groups,
+        p.in_channels // p.offset_groups,
+    )
+    row = group_channels * p.taps
+    records, packs, at = [], [], 0
+    for i, (first, count) in enumerate(blocks):
+        group = first // group_channels
+        last = i + 1 == len(blocks) or blocks[i + 1][0] // group_channels != group
+        channel = first - group * group_channels + np.arange(count)
+        source = (channel[None, :] * p.taps + np.arange(p.taps)[:, None]).ravel()
+        size = p.taps * count * w_width
+        record = {"x": i * image_block, "channels": count, "group": group, "w": at, "last": int(last)}
+        records.append(record | {"offset_group": first // offset_channels})
+        packs.append({"source": source, "x": group * per_group * row, "w": at, "w_group": 0, "w_block": size})
+        at += w_blocks * size
+    return b.pack(packs, at, w_width, w_blocks, rows=per_group, x_row=row), records

@@ -1,0 +1,363 @@
+"""Convolutions and transposed convolutions through the register tile."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..problem import Problem
+from .geometry import Axes, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
+from .program import K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
+
+__all__ = ["add_bias_only", "add_halo", "lower_dense"]
+
+PIXEL_BLOCK = 192
+# Sums of a task that has several K blocks: with its panel and weights they share L2.
+SUMS_BYTES = 1 << 18
+# More tasks than this for an image are enough to keep threads busy.
+ENOUGH_TASKS = 8
+# Reading vectors in line space computes what lies between rows as well; beyond this, stitching is cheaper.
+MOST_RUBBISH = 1.35
+# Rough speed of the tile, for the decision how many threads to use.
+GFLOPS = 50.0
+
+
+def lower_dense(problem: Problem, engines: Engines) -> Any:
+    """Return a program for any convolution or transposed convolution."""
+    b = Builder(problem, engines)
+    axes = axes_of(problem)
+    if any(axis.has_gaps for axis in axes):
+        add_bias_only(b)
+    if not sums_of(axes):
+        return b.finish(0, "none: no tap meets the input")
+    in_lanes = channels_in_lanes(b, axes)
+    plan = DensePlan(b, axes, in_lanes)
+    plan.add_image()
+    plan.add_weights()
+    plan.add_product()
+    rows, vectors = engines.lane_tile if in_lanes else engines.tile
+    names = ("pixels", "channels") if in_lanes else ("channels", "pixels")
+    tile = f"{rows} {names[0]} x {vectors * b.lanes} {names[1]}"
+    return b.finish(problem.flops / problem.batch / GFLOPS if problem.batch else 0, tile)
+
+
+def channels_in_lanes(b: Builder, axes: Axes) -> bool:
+    """Whether a vector of the tile holds output channels (else pixels).
+
+    Full tiles with channels in the vectors are about a tenth faster: nothing is stitched. Against that stand
+    idle lanes, transposing the image and the result where the layout is the other one, and packing the
+    weights where they are not constant. The figures are fitted to measurements on the named layers.
+    """
+    p = b.problem
+    c, o = p.in_channels // p.groups, p.out_channels // p.groups
+    sums = sums_of(axes)
+    pixels = max(math.prod(s.count for s in one) for one in sums)
+    taps = p.taps / len(sums)
+    vectors = -(-pixels // b.lanes)
+    panels = -(-vectors // b.engines.tile[1])
+    as_rows = (vectors + 0.8 * panels) / 1.27 * b.lanes / pixels
+    as_lanes = 0.9 * round_up(pixels, b.engines.lane_tile[0]) / pixels * round_up(o, b.lanes) / o
+    transposes = 1 + 12 * (1 / o + 1 / c) / taps
+    if p.layout == "NHWC":
+        as_rows *= transposes
+    else:
+        as_lanes *= transposes
+    if not p.prepared and p.variant == "conv":
+        as_lanes *= 1 + 25 / pixels
+    return as_lanes < as_rows
+
+
+def add_halo(
+    b: Builder,
+    engine: str,
+    axes: Axes,
+    image: Image,
+    image_elements: int,
+    block: int,
+    starts: np.ndarray,
+    slack: int,
+    repeat: int = 1,
+    what: str = "haloed input",
+) -> Operand:
+    """Add the stage that copies the input into line space, and return where it goes."""
+    d, h, w = axes
+    source = input_strides(b.problem)
+    y = b.scratch(image_elements, slack, what)
+    rows_d, rows_h = d.map.size, h.map.size
+    blocks = len(starts) - 1
+    words: Words = dict(
+        x=b.operand("input"),
+        y=y,
+        images=Operand("images"),
+        x_image=source[0],
+        x_channel=source[1],
+        x_d=source[2],
+        x_h=source[3],
+        x_w=source[4],
+        y_image=image_elements,
+        y_block=block,
+        y_d=image.d,
+        y_h=image.h,
+        y_phase=image.phase,
+        y_w=image.w,
+        repeat=repeat,
+        blocks=blocks,
+        starts=b.table(starts),
+        rows_d=rows_d,
+        rows_h=rows_h,
+        w_phases=w.phases,
+        w_lines=w.lines,
+        map_d=b.table(d.map),
+        map_h=b.table(h.map),
+        map_w=b.table(w.map),
+        runs=b.table(w.runs()),
+    )
+    b.stage(engine, blocks * rows_d * rows_h, words)
+    return y
+
+
+def add_bias_only(b: Builder) -> None:
+    """Add the stage that writes what an output without taps is: one dense sum over no taps at all."""
+    p = b.problem
+    y_image, y_channel, y_d, y_h, y_w = output_strides(p)
+    n_d, n_h, n_w = (1,) * (3 - p.ndim) + p.output_size
+    rows, vectors = b.engines.tile
+    width = vectors * b.lanes
+    sums = dict(y_d=y_d, y_h=y_h, y_w=y_w, n_d=n_d, n_h=n_h, n_w=n_w)
+    tasks = -(-n_d * n_h * n_w // PIXEL_BLOCK)
+    words: Words = dict.fromkeys(WORDS["dense"], 0)
+    words |= dict(
+        b=b.operand("bias"),
+        y=b.operand("output"),
+        work=b.thread((rows + 1) * width + b.lanes),
+        work_stride=Operand("thread_stride"),
+        images=Operand("images"),
+        images_per_task=1,
+        tasks=tasks,
+        y_image=y_image,
+        y_channel=y_channel,
+        groups=1,
+        channels=p.out_channels,
+        chunks=1,
+        chunk=p.out_channels,
+        w_width=1,
+        sums=b.records("sum", [dict.fromkeys(WORDS["sum"], 0) | sums]),
+        sum_count=1,
+        pixel_block=round_up(PIXEL_BLOCK, b.lanes),
+        k_block=1,
+        activation=b.engines.activation(p),
+    )
+    b.stage("dense_rows", tasks, words)
+
+
+class DensePlan:
+    """The choices for one dense problem, made in the order image, weights, product."""
+
+    def __init__(self, b: Builder, axes: Axes, in_lanes: bool) -> None:
+        p = b.problem
+        self.b, self.p, self.axes, self.in_lanes = b, p, axes, in_lanes
+        self.c, self.o = p.in_channels // p.groups, p.out_channels // p.groups
+        self.sums = sums_of(axes)
+        self.rows, self.vectors = b.engines.lane_tile if in_lanes else b.engines.tile
+        self.width = self.vectors * b.lanes
+        self.pixels = max(math.prod(axis.count for axis in s) for s in self.sums)
+        # Small planes share a task, so that tiles are full; which pixels share one changes no result.
+        self.images_per_task = max(PIXEL_BLOCK // 2 // self.pixels, 1)
+        self.direct = False
+
+    def add_image(self) -> None:
+        """Decide whether the input is read in place, and add the halo stage if not."""
+        b, p = self.b, self.p
+        pixel = p.in_channels if self.in_lanes else 1
+        self.image = Image.of(self.axes, pixel)
+        in_place = all(axis.is_identity for axis in self.axes) and (p.layout == "NHWC") == self.in_lanes
+        if self.in_lanes:
+            self.x_channel = 1
+            self.x_image = self.image.size
+        else:
+            # Planes a multiple of 4 kB apart would all fall into the same cache sets.
+            aliased = not in_place and self.image.size * b.itemsize % 4096 == 0
+            self.x_channel = self.image.size + (16 if aliased else 0)
+            self.x_image = self.x_channel * p.in_channels
+            # With few output channels a panel is not used often enough to pay for being stitched.
+            line_pixels = sum(self.line_pixels(s) for s in self.sums)
+            pixels = sum(math.prod(axis.count for axis in s) for s in self.sums)
+            self.direct = self.o <= 2 * self.rows and line_pixels < MOST_RUBBISH * pixels
+        if self.direct:
+            self.images_per_task = 1
+        if in_place:
+            self.x, self.x_end = b.operand("input"), Operand("input_end")
+            return
+        slack = 2 * self.width
+        b.chunked(self.x_image * b.itemsize, self.images_per_task)
+        if self.in_lanes:
+            starts, block, engine = np.array([0, p.in_channels]), 0, "halo_pixels"
+        else:
+            starts, block, engine = np.arange(p.in_channels + 1), self.x_channel, "halo_planes"
+        self.x = add_halo(b, engine, self.axes, self.image, self.x_image, block, starts, slack)
+        self.x_end = Operand("scratch", 0, b.scratch_bytes)
+
+    def add_weights(self) -> None:
+        """Decide how weights are read, and add the stage that packs them if they are."""
+        b, p = self.b, self.p
+        transposed = p.variant == "conv_transpose"
+        taps = p.taps
+        # Strides of the weights over output channels of a group, input channels and groups.
+        o_stride, c_stride = (taps, self.o * taps) if transposed else (self.c * taps, taps)
+        group_stride = self.c * self.o * taps
+        self.k_block = K_BLOCK
+        packed = self.in_lanes or transposed or p.prepared
+        width = min(self.width, round_up(self.o, b.lanes)) if self.in_lanes else self.rows
+        self.w_width = width if packed else 1
+        blocks = -(-self.o // self.w_width)
+        self.records: list[dict[str, int]] = []
+        identity = b.table(np.arange(self.c * taps) * self.w_width) if packed else 0
+        packs, at = [], 0
+        for s in self.sums:
+            kernel, offsets = kernel_index(self.axes, s), self.image.tap_offsets(s)
+            c, t = self.k_order(len(kernel))
+            source = c * c_stride + kernel[t]
+            count = len(source)
+            record = {
+                "taps": count,
+                "x_offsets": b.table(c * self.x_channel + offsets[t]),
+                "w_offsets": identity if packed else b.table(source),
+                "w": at,
+                "w_group": blocks * count * self.w_width if packed else group_stride,
+                "w_block": count * self.w_width if packed else o_stride,
+            }
+            self.records.append(record)
+            if packed:
+                packs.append(record | {"source": source, "x": 0})
+                at += p.groups * blocks * count * self.w_width
+        if packed:
+            self.w = b.pack(
+                packs,
+                at,
+                self.w_width,
+                blocks,
+                rows=self.o,
+                x_row=o_stride,
+                groups=p.groups,
+                x_group=group_stride,
+            )
+        else:
+            self.w = Operand("weight")
+
+    def k_order(self, taps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (channel, tap) of each k.
+
+        With channels in lanes, a block of channels runs through all taps, so that a K block touches few cache
+        lines of each pixel.
+        """
+        if not self.in_lanes:
+            c, t = np.meshgrid(np.arange(self.c), np.arange(taps), indexing="ij")
+            return c.ravel(), t.ravel()
+        step = max(min(K_BLOCK // taps, self.c), min(8, self.c))
+        blocks = [np.arange(c, min(c + step, self.c)) for c in range(0, self.c, step)]
+        found = [np.meshgrid(np.arange(taps), block, indexing="ij") for block in blocks]
+        return np.concatenate([c.ravel() for _, c in found]), np.concatenate([t.ravel() for t, _ in found])
+
+    def add_product(self) -> None:
+        b, p = self.b, self.p
+        y_image, y_channel, y_d, y_h, y_w = output_strides(p)
+        each = [
+            self.line_pixels(s) if self.direct else math.prod(axis.count for axis in s) for s in self.sums
+        ]
+        pixel_block = self.pixel_block(max(each) * self.images_per_task)
+        blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
+        deep = max(r["taps"] for r in self.records) > self.k_block
+        if self.in_lanes:
+            chunk, chunks = self.w_width, -(-self.o // self.w_width)
+            scratch = pixel_block * self.width + self.width * (pixel_block + b.lanes)
+        else:
+            chunk = self.channel_chunk(pixel_block, sum(blocks) * p.groups, deep)
+            chunks = -(-self.o // chunk)
+            sums = round_up(chunk, self.rows) * (pixel_block + b.lanes) if deep else self.rows * self.width
+            scratch = self.k_block * self.width + b.lanes + sums
+        tasks = 0
+        for s, record, count in zip(self.sums, self.records, blocks, strict=True):
+            d, h, w = s
+            record |= {
+                "task_begin": tasks,
+                "x": 0,
+                "x_d": self.image.d,
+                "x_h": self.image.h,
+                "x_w": self.image.w,
+                "y": d.start * y_d + h.start * y_h + w.start * y_w,
+                "y_d": d.step * y_d,
+                "y_h": h.step * y_h,
+                "y_w": w.step * y_w,
+                "n_d": d.count,
+                "n_h": h.count,
+                "n_w": w.count,
+            }
+            merge_rows(record)
+            tasks += count * p.groups * chunks
+        words: Words = dict(
+            x=self.x,
+            x_end=self.x_end,
+            w=self.w,
+            b=b.operand("bias"),
+            y=b.operand("output"),
+            work=b.thread(scratch),
+            work_stride=Operand("thread_stride"),
+            images=Operand("images"),
+            images_per_task=self.images_per_task,
+            tasks=tasks,
+            x_image=self.x_image,
+            x_group=self.c * self.x_channel,
+            y_image=y_image,
+            y_group=self.o * y_channel,
+            y_channel=y_channel,
+            groups=p.groups,
+            channels=self.o,
+            chunks=chunks,
+            chunk=chunk,
+            w_width=self.w_width,
+            sums=b.records("sum", self.records),
+            sum_count=len(self.records),
+            pixel_block=pixel_block,
+            k_block=self.k_block,
+            activation=b.engines.activation(p),
+            direct=int(self.direct),
+        )
+        b.stage("dense_lanes" if self.in_lanes else "dense_rows", tasks, words, self.images_per_task)
+
+    def line_pixels(self, s: Sums) -> int:
+        """Positions of line space from the first pixel of a sum to its last."""
+        return (s[0].count - 1) * self.image.d + (s[1].count - 1) * self.image.h + s[2].count
+
+    def pixel_block(self, pixels: int) -> int:
+        """Pixels of a task, so that few tiles are narrow and few tasks are small."""
+        if self.in_lanes:
+            blocks = -(-pixels // (PIXEL_BLOCK // 2))
+            return min(round_up(-(-pixels // blocks), self.rows), round_up(pixels, self.rows))
+        vectors = -(-pixels // self.b.lanes)
+        most = PIXEL_BLOCK * 4 // 3 // self.b.lanes
+        if vectors <= most:
+            return vectors * self.b.lanes
+
+        def time(block: int) -> float:
+            counts = {block: vectors // block, vectors % block: 1}
+            return sum(count * (n + 0.4 * -(-n // self.vectors) + 0.5) for n, count in counts.items() if n)
+
+        return min(range(most // 2, most + 1), key=time) * self.b.lanes
+
+    def channel_chunk(self, pixel_block: int, tasks: int, deep: bool) -> int:
+        """Output channels of a task: all, unless the sums would leave L2 or there would be too few tasks."""
+        most = SUMS_BYTES // (pixel_block * self.b.itemsize) if deep else self.o
+        parts = max(-(-self.o // max(most, self.rows)), min(ENOUGH_TASKS // max(tasks, 1), self.o // 64), 1)
+        return round_up(-(-self.o // parts), self.rows)
+
+
+def merge_rows(record: dict[str, int]) -> None:
+    """Treat rows that follow each other without a gap, in the image and in the output, as one."""
+    if record["x_h"] == record["n_w"] * record["x_w"] and record["y_h"] == record["n_w"] * record["y_w"]:
+        record["n_w"] *= record["n_h"]
+        record["n_h"] = 1
+        record["x_h"], record["y_h"] = record["x_d"], record["y_d"]
+        if record["x_d"] == record["n_w"] * record["x_w"] and record["y_d"] == record["n_w"] * record["y_w"]:
+            record["n_w"] *= record["n_d"]
+            record["n_d"] = 1
+            record["x_d"] = record["x_h"] = record["n_w"] * record["x_w"]  # no pixel lies that far

@@ -1,0 +1,288 @@
+"""The words an engine is told, and the builder that collects the stages of a program.
+
+Each engine is ``void engine(const int64_t *words, int64_t begin, int64_t end, int64_t thread)`` and reads its
+words as a struct of 64-bit fields (src/program.h). The tuples here name those fields in the same order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..problem import Problem
+
+__all__ = ["ACTIVATION_CODES", "WORDS", "Builder", "Engines", "Operand", "Words"]
+
+# Partial sums stay small (and errors with them) and a panel of one tile's width stays in L1.
+K_BLOCK = 128
+# Weights of one task of the packing stage, along k.
+PACK_PIECE = 128
+# Scratch of a chunk of images: half of a common L2 cache.
+CHUNK_BYTES = 1 << 19
+
+ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hardswish": 5}
+
+_SUM = "task_begin taps x_offsets w_offsets w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
+_HALO = (
+    "x y images x_image x_channel x_d x_h x_w y_image y_block y_d y_h y_phase y_w repeat blocks starts "
+    "rows_d rows_h w_phases w_lines map_d map_h map_w runs"
+)
+_PACK = "x y sums sum_count groups rows width blocks pieces by_blocks x_group x_row"
+_DENSE = (
+    "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
+    "groups channels chunks chunk w_width sums sum_count pixel_block k_block activation direct"
+)
+_DEPTHWISE_PLANES = (
+    "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
+    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs "
+    "line_d line_phase line_h sums sum_count kernel_taps k_block activation direct"
+)
+_DEPTHWISE_PIXELS = (
+    "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
+    "activation"
+)
+_PIXEL_SUM = "task_begin taps_d taps_h taps_w map_d map_h map_w w_offsets y y_d y_h y_w n_d n_h n_w"
+_DEFORM = (
+    "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
+    "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
+    "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
+    "w_width w_blocks tile tiles tap_block k_block activation"
+)
+_BLOCK = "x channels group offset_group w last"
+
+WORDS = {
+    "sum": tuple(_SUM.split()),
+    "halo": tuple(_HALO.split()),
+    "pack": tuple(_PACK.split()),
+    "dense": tuple(_DENSE.split()),
+    "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
+    "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
+    "pixel_sum": tuple(_PIXEL_SUM.split()),
+    "deform": tuple(_DEFORM.split()),
+    "block": tuple(_BLOCK.split()),
+}
+
+# Which table each engine reads.
+ENGINES = {
+    "halo_planes": "halo",
+    "halo_pixels": "halo",
+    "pack": "pack",
+    "dense_rows": "dense",
+    "dense_lanes": "dense",
+    "depthwise_planes": "depthwise_planes",
+    "depthwise_pixels": "depthwise_pixels",
+    "deform": "deform",
+}
+
+
+class Engines(Protocol):
+    """What a backend provides: compiled engines and the sizes they were compiled for.
+
+    ``tile`` is (rows, vectors) of the register tile with pixels in the vectors, ``lane_tile`` the same with
+    channels in the vectors; ``address(engine, dtype)`` returns the address of the compiled function, and
+    ``activation(problem)`` what its engines take the word `activation` for: one of ``ACTIVATION_CODES``, or
+    whatever they know beside.
+    """
+
+    @property
+    def isa(self) -> str: ...
+
+    @property
+    def vec_bytes(self) -> int: ...
+
+    @property
+    def tile(self) -> tuple[int, int]: ...
+
+    @property
+    def lane_tile(self) -> tuple[int, int]: ...
+
+    def address(self, engine: str, dtype: np.dtype) -> int: ...
+
+    def activation(self, problem: Problem) -> int: ...
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An address known only at the call: an array of the caller, or a piece of scratch.
+
+    Attributes
+    ----------
+    name : str
+        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images`` and
+        ``thread_stride`` are no addresses but the images of the chunk and the bytes of a thread's scratch.
+    image_bytes : int
+        From one image to the next; 0 for what is not per image.
+    offset : int
+        In bytes.
+    """
+
+    name: str
+    image_bytes: int = 0
+    offset: int = 0
+
+
+Words = dict[str, int | Operand]
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass
+class Builder:
+    """Collects tables, scratch and stages, and makes the program."""
+
+    problem: Problem
+    engines: Engines
+    images_per_chunk: int = 1 << 40
+    stages: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    patches: list[tuple[int, int, int, int]] = field(default_factory=list)
+    tables: list[np.ndarray] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    scratch_bytes: int = 0
+    thread_bytes: int = 0
+    packed_bytes: int = 0
+
+    @property
+    def lanes(self) -> int:
+        return self.engines.vec_bytes // self.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        return self.problem.dtype.itemsize
+
+    def table(self, values: Any) -> int:
+        """Keep an int64 table and return its address."""
+        array = np.ascontiguousarray(values, np.int64)
+        self.tables.append(array)
+        return array.ctypes.data
+
+    def records(self, kind: str, records: Sequence[dict[str, int]]) -> int:
+        """Keep a table of records, with fields in the order of ``WORDS[kind]``, and return its address."""
+        return self.table([[record[name] for name in WORDS[kind]] for record in records])
+
+    def operand(self, name: str) -> Operand:
+        """Return the operand for an array of the caller, or 0 where the problem has none."""
+        p = self.problem
+        if name in ("bias", "mask") and not getattr(p, name):
+            return Operand("bias", 0) if name == "bias" else Operand("mask", 0)
+        shapes = {"input": p.input_shape, "output": p.output_shape}
+        if p.offset_groups:
+            shapes.update(offset=p.offset_shape, mask=p.mask_shape)
+        return Operand(name, math.prod(shapes[name][1:]) * self.itemsize if name in shapes else 0)
+
+    def chunked(self, image_bytes: int, multiple: int = 1) -> None:
+        """Run as many images at a time as keep their scratch in cache, a multiple of `multiple`."""
+        most = max(CHUNK_BYTES // max(image_bytes, 1) // multiple, 1) * multiple
+        self.images_per_chunk = min(self.images_per_chunk, most)
+
+    def scratch(self, image_elements: int, slack: int, what: str = "") -> Operand:
+        """Reserve scratch for a chunk of images, with `slack` elements behind it."""
+        images = min(self.images_per_chunk, max(self.problem.batch, 1))
+        found = Operand("scratch", 0, self.scratch_bytes)
+        size = (image_elements * images + slack) * self.itemsize
+        self.scratch_bytes = round_up(self.scratch_bytes + size, 64)
+        if what:
+            self.copies.append(f"{what}: {_bytes(image_elements * self.itemsize)} an image")
+        return found
+
+    def thread(self, elements: int) -> Operand:
+        """Reserve scratch of each thread; a program has one stage that uses it."""
+        self.thread_bytes = max(self.thread_bytes, elements * self.itemsize)
+        return Operand("thread")
+
+    def pack(
+        self,
+        sums: Sequence[dict[str, Any]],
+        elements: int,
+        width: int,
+        blocks: int,
+        *,
+        rows: int,
+        x_row: int,
+        groups: int = 1,
+        x_group: int = 0,
+    ) -> Operand:
+        """Add the stage that packs weights, and return where they go.
+
+        Each sum is a dict of ``source`` (the weight offset of each k), ``x`` (where in the weights it
+        begins), ``w``, ``w_group`` and ``w_block`` (where packed weights go, by group and by block of `width`
+        rows).
+        """
+        records = []
+        for one in sums:
+            source = np.asarray(one["source"])
+            zeros = dict.fromkeys(WORDS["sum"], 0)
+            order = self.table(np.argsort(source, kind="stable"))
+            tables = {"taps": len(source), "x_offsets": order, "w_offsets": self.table(source)}
+            records.append(zeros | tables | {name: one[name] for name in ("x", "w", "w_group", "w_block")})
+        # Pieces so small that what is read for one sum is still in L2 for the next.
+        deepest = max((record["taps"] for record in records), default=0)
+        pieces = max(-(-deepest // PACK_PIECE), 1)
+        y = Operand("packed", 0, self.packed_bytes)
+        self.packed_bytes = round_up(self.packed_bytes + elements * self.itemsize, 64)
+        self.copies.append(f"packed weights: {_bytes(elements * self.itemsize)}")
+        words: Words = dict(
+            x=Operand("weight"),
+            y=y,
+            sums=self.records("sum", records),
+            sum_count=len(records),
+            groups=groups,
+            rows=rows,
+            width=width,
+            blocks=blocks,
+            pieces=pieces,
+            by_blocks=int(x_row < deepest),
+            x_group=x_group,
+            x_row=x_row,
+        )
+        self.stage("pack", groups * blocks * pieces, words, weights_only=True)
+        return y
+
+    def stage(
+        self, engine: str, tasks: int, words: Words, images_per_task: int = 1, weights_only: bool = False
+    ) -> None:
+        """Add a stage. `tasks` counts those of `images_per_task` images."""
+        from .._native import OPERAND_NAMES
+
+        names = WORDS[ENGINES[engine]]
+        if set(names) != set(words):
+            raise TypeError(f"{engine}: words {set(names) ^ set(words)}")
+        first = len(self.words)
+        for i, name in enumerate(names):
+            value = words[name]
+            if isinstance(value, Operand):
+                operand = OPERAND_NAMES.index(value.name)
+                self.patches.append((first + i, operand, value.image_bytes, value.offset))
+                value = 0
+            self.words.append(int(value))
+        address = self.engines.address(engine, self.problem.dtype)
+        self.stages.append((address, first, tasks, images_per_task, weights_only))
+
+    def finish(self, work: float, tile: str) -> Any:
+        """Return the program; `work` is the estimated time of an image on one thread, in nanoseconds."""
+        from .._native import Program
+
+        return Program(
+            self.stages,
+            self.words,
+            self.patches,
+            images_per_chunk=self.images_per_chunk,
+            scratch=self.scratch_bytes,
+            thread=self.thread_bytes,
+            packed=self.packed_bytes,
+            work=work,
+            tasks=max(stage[2] for stage in self.stages),
+            input_bytes=math.prod(self.problem.input_shape[1:]) * self.itemsize,
+            keep=(self.tables, self.engines),
+            isa=self.engines.isa,
+            tile=tile,
+            copies=tuple(self.copies),
+        )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"

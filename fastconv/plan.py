@@ -1,0 +1,221 @@
+"""Plans: a convolution prepared once and run many times."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import config
+from .call import OPTIONS, Call, as_arrays, prepare, result_type, stand_in
+from .errors import ShapeError
+from .explain import describe
+from .problem import CONV_TRANSPOSE, DEFORM_CONV, Problem, as_int, parse_op
+
+__all__ = ["Plan", "plan"]
+
+
+def plan(
+    op: str,
+    input_shape: Sequence[int],
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int | None = None,
+    output_padding: Any = 0,
+    output_size: Any = None,
+    offset_groups: int = 1,
+    mask: bool = False,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    activation: Any = None,
+    accuracy: str | None = None,
+    dtype: Any = None,
+    backend: Any = None,
+    num_threads: int | None = None,
+) -> "Plan":
+    """Prepare a convolution whose weights and shapes stay the same.
+
+    The checks are done, the tables built and the weights packed now; a call of the plan only computes. With
+    ``out=`` it allocates nothing.
+
+    Parameters
+    ----------
+    op : str
+        Name of the function, such as ``"conv2d"`` or ``"deform_conv3d"``.
+    input_shape : sequence of int
+        Shape of the input, (N, C, *spatial) or (C, *spatial), or channels last with ``layout="NHWC"``.
+    weight, bias : array_like
+        As for the function. Both are copied: later changes to the arrays have no effect on the plan.
+    stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout, activation, accuracy
+        As for the function. `groups` is 1 if not given (for a deformable convolution: as the shapes say).
+    offset_groups : int, optional
+        Number of channel groups with offsets of their own (deformable only).
+    mask : bool, optional
+        Whether calls bring a mask (deformable only).
+    dtype : dtype, optional
+        Type of input and result; the weight's if not given.
+    backend : str or sequence of str, optional
+        As in :func:`use_backend`.
+    num_threads : int, optional
+        Upper limit of threads for the plan's calls.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError, TypeError
+        As the function does, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> blur = fastconv.plan("conv2d", (1, 1, 4, 4), np.ones((1, 1, 3, 3)), padding=1)
+    >>> blur(np.ones((1, 1, 4, 4)))[0, 0, 0]
+    array([4., 6., 6., 4.])
+    """
+    parse_op(op)
+    weight, bias = as_arrays(weight=weight, bias=bias)
+    shape = _as_shape(input_shape)
+    if not isinstance(mask, (bool, np.bool_)):
+        raise TypeError(f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}")
+    if (np.any(np.asarray(output_padding) != 0) or output_size is not None) and op not in CONV_TRANSPOSE:
+        raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
+    if (mask or offset_groups != 1) and op not in DEFORM_CONV:
+        raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
+    if groups is None and op not in DEFORM_CONV:
+        groups = 1
+    options = (stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout, activation, accuracy)
+    request, source = config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+    constant = {"weight": weight.dtype} if bias is None else {"weight": weight.dtype, "bias": bias.dtype}
+    given = stand_in("input_shape", shape, result_type(constant, dtype))
+    offset = modulation = None
+    if op in DEFORM_CONV:
+        offset, modulation = _deformable_operands(op, given, weight, options, as_int("offset_groups", offset_groups), mask)
+    call = prepare(op, given, weight, bias, offset, modulation, options, request, source, prepared=True, dtype=dtype, fresh=True)
+    return Plan(call, weight, bias, None if num_threads is None else config.as_thread_count(num_threads))
+
+
+def _as_shape(value: Any) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"input_shape must be a sequence of integers, got {value!r}")
+    return tuple(as_int("input_shape", size) for size in value)
+
+
+def _deformable_operands(
+    op: str, input: np.ndarray, weight: np.ndarray, options: tuple, offset_groups: int, mask: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return arrays without memory that have the shapes of the offset and the mask to come."""
+    if offset_groups < 1:
+        raise ValueError(f"offset_groups must be at least 1, got {offset_groups}")
+    unbatched = input.ndim == parse_op(op)[1] + 1
+    batched = (1, *input.shape) if unbatched else input.shape
+    problem = Problem.create(op, batched, weight.shape, **dict(zip(OPTIONS, options, strict=True)))  # for its output size
+    shapes = []
+    for channels in (offset_groups * problem.taps * problem.ndim, offset_groups * problem.taps):
+        shape = (channels, *problem.output_size) if problem.layout == "NCHW" else (*problem.output_size, channels)
+        shapes.append(shape if unbatched else (problem.batch, *shape))
+    return stand_in("offset", shapes[0], input.dtype), stand_in("mask", shapes[1], input.dtype) if mask else None
+
+
+class Plan:
+    """A convolution bound to its kernel, packed weights and scratch; made by :func:`plan`.
+
+    Attributes
+    ----------
+    problem : Problem
+    kernel : Kernel
+    input_shape, output_shape : tuple of int
+        As the user sees them.
+    dtype : numpy.dtype
+        Type of the input and the result.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> p = fastconv.plan("conv1d", (1, 1, 4), np.ones((1, 1, 2), np.float32))
+    >>> out = np.empty(p.output_shape, np.float32)
+    >>> p(np.ones((1, 1, 4), np.float32), out=out) is out
+    True
+    """
+
+    def __init__(self, call: Call, weight: np.ndarray, bias: np.ndarray | None, num_threads: int | None):
+        self.problem: Problem = call.problem
+        self.kernel = call.kernel
+        self.dtype = call.result_dtype
+        self.input_shape = self.problem.input_shape[1:] if call.unbatched else self.problem.input_shape
+        self.output_shape = self.problem.output_shape[1:] if call.unbatched else self.problem.output_shape
+        self._num_threads = num_threads
+        self._call = call
+        self._deformable = self.problem.variant == "deform_conv"
+        self._weight: np.ndarray | None = np.array(weight, self.problem.dtype, order="C")
+        self._bias = None if bias is None else np.array(bias, self.problem.dtype, order="C")
+        if self.problem.batch and hasattr(call.executable, "bind"):
+            call.executable = call.executable.bind(self._weight, self._bias)
+            self._weight = self._bias = None  # packed: no second copy is kept
+
+    def __call__(
+        self,
+        input: Any,
+        offset: Any = None,
+        mask: Any = None,
+        *,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> np.ndarray:
+        """Run the convolution on one input.
+
+        Parameters
+        ----------
+        input : array_like
+            Of the planned shape; of the planned type or one that converts to it without loss.
+        offset, mask : array_like, optional
+            For a deformable convolution, as for the function.
+        out : numpy.ndarray, optional
+            Array for the result; must not overlap an input.
+        num_threads : int, optional
+            Upper limit of threads for this call.
+
+        Returns
+        -------
+        numpy.ndarray
+            `out` if given.
+        """
+        call = self._call
+        if type(input) is not np.ndarray:
+            (input,) = as_arrays(input=input)
+        if input.shape != self.input_shape or input.dtype != self.dtype:
+            self._check("input", input, self.input_shape)
+        if self._deformable or offset is not None or mask is not None:
+            offset, mask = self._check_deformable(offset, mask)
+        return call(input, self._weight, self._bias, offset, mask, out, self._num_threads if num_threads is None else num_threads)
+
+    def _check(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+        if array.shape != shape:
+            raise ShapeError(f"{name} must have the planned shape {shape}, got {array.shape} (plan for {self.problem})")
+        if not np.can_cast(array.dtype, self.dtype, "safe"):
+            raise TypeError(f"{name} must have the planned dtype {self.dtype} or convert to it without loss, got {array.dtype}")
+
+    def _check_deformable(self, offset: Any, mask: Any) -> list[np.ndarray | None]:
+        problem = self.problem
+        if not self._deformable:
+            raise TypeError(f"a plan for {problem.op} takes no offset and no mask")
+        if offset is None or (mask is None) == problem.mask:
+            wanted = "an offset and a mask" if problem.mask else "an offset and no mask"
+            raise TypeError(f"this plan takes {wanted} ({problem})")
+        arrays = as_arrays(offset=offset, mask=mask)
+        for name, array, shape in zip(("offset", "mask"), arrays, (problem.offset_shape, problem.mask_shape), strict=True):
+            if array is not None:
+                shape = shape if problem.layout == "NCHW" else (shape[0], *shape[2:], shape[1])
+                self._check(name, array, shape[1:] if self._call.unbatched else shape)
+        return arrays
+
+    def __str__(self) -> str:
+        return describe(self._call, config.thread_count(self._num_threads))
+
+    def __repr__(self) -> str:
+        return f"<fastconv.Plan {self.problem} on {self.kernel.backend} {self.kernel.name}>"

@@ -1,0 +1,371 @@
+"""The conformance kit: does a backend give the right answers? Also for plugins.
+
+Inputs and weights are small integers, and displacements multiples of a quarter or half pixel, so that every
+sum is exact in float32 whatever its order: a right kernel equals the oracle to the bit. Each case has other
+sizes, strides, paddings, dilations and groups on every axis, so that no two can be confused unnoticed.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import functional, registry
+from .call import Call, prepare
+from .plan import Plan
+from .problem import ACTIVATIONS, OPS, PADDING_MODES, Problem, parse_op
+
+__all__ = ["Case", "Report", "assert_close", "assert_exact", "cases", "check_backend", "max_error"]
+
+# (input channels, output channels, groups): one channel, odd counts, more than a register tile, several
+# channel blocks, several K blocks, narrow and wide groups, depthwise with and without multiplier.
+CHANNELS = (
+    (1, 1, 1), (1, 7, 1), (3, 5, 1), (5, 1, 1), (16, 24, 1), (17, 35, 1), (40, 70, 1), (150, 9, 1),
+    (6, 4, 2), (12, 36, 4), (34, 38, 2), (9, 6, 3), (60, 20, 20), (5, 5, 5), (35, 35, 35), (4, 12, 4), (18, 36, 18),
+)  # fmt: skip
+EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
+SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
+LONGEST = {1: 150, 2: 23, 3: 9}  # of an input axis, by rank
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call on generated integer data; prints as code that reproduces it.
+
+    Attributes
+    ----------
+    op : str
+    input_shape : tuple of int
+        Batched, in the layout of the options.
+    weight_shape : tuple of int
+    options : dict
+        Keyword arguments of the function other than arrays.
+    bias, mask : bool
+    offset_groups : int
+        0 unless deformable.
+    dtype : str
+    seed : int
+        Of the data.
+    """
+
+    op: str
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    options: dict[str, Any]
+    bias: bool
+    offset_groups: int
+    mask: bool
+    dtype: str
+    seed: int
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the call by argument name."""
+        rng = np.random.default_rng(self.seed)
+        problem = self._geometry()
+        steps = 2 if problem.ndim == 3 else 4
+        operands = {"input": _integers(rng, self.input_shape, self.dtype), "weight": _integers(rng, self.weight_shape, self.dtype)}
+        if self.bias:
+            operands["bias"] = _integers(rng, (problem.out_channels,), self.dtype)
+        if self.offset_groups:
+            reach = 3 * steps
+            shape = self._laid_out((problem.batch, self.offset_groups * problem.taps * problem.ndim, *problem.output_size))
+            operands["offset"] = (rng.integers(-reach, reach + 1, shape) / steps).astype(self.dtype)
+        if self.mask:
+            shape = self._laid_out((problem.batch, self.offset_groups * problem.taps, *problem.output_size))
+            operands["mask"] = rng.integers(0, 3, shape).astype(self.dtype)
+        return operands
+
+    def run(self, backend: str, num_threads: int | None = None) -> np.ndarray:
+        """Return the result of the public function on one backend."""
+        return getattr(functional, self.op)(**self.arrays(), **self.options, backend=backend, num_threads=num_threads)
+
+    def problem(self) -> Problem:
+        """Return the problem that the call describes."""
+        return self.call("numpy").problem
+
+    def call(self, backend: str, *, prepared: bool = False) -> Call:
+        """Return the prepared call on one backend, by its own choice among its kernels."""
+        get = self.arrays().get
+        options = functional.options_of(self.options)
+        return prepare(
+            self.op, get("input"), get("weight"), get("bias"), get("offset"), get("mask"), options, backend, "testing", prepared=prepared
+        )
+
+    def _geometry(self) -> Problem:
+        """Return the problem without its offset and mask, whose shapes follow from it."""
+        return Problem.create(self.op, self.input_shape, self.weight_shape, **self.options)
+
+    def _laid_out(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape if self.options.get("layout", "NCHW") == "NCHW" else (shape[0], *shape[2:], shape[1])
+
+    def __str__(self) -> str:
+        return (
+            f"fastconv.testing.Case({self.op!r}, {self.input_shape}, {self.weight_shape}, {self.options}, bias={self.bias}, "
+            f"offset_groups={self.offset_groups}, mask={self.mask}, dtype={self.dtype!r}, seed={self.seed})"
+        )
+
+
+def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Case]:
+    """Generate cases for one operation: the same ones for the same `count` and `seed`.
+
+    Parameters
+    ----------
+    op : str
+        Name of the function.
+    count, seed : int, optional
+
+    Yields
+    ------
+    Case
+
+    Examples
+    --------
+    >>> from fastconv.testing import cases
+    >>> len(list(cases("conv2d", 5)))
+    5
+    """
+    variant, ndim = parse_op(op)
+    rng = np.random.default_rng([seed, OPS.index(op)])
+    for index in range(count):
+        yield _case(op, variant, ndim, index, rng)
+
+
+def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator) -> Case:
+    # The choices that select a kernel take turns; everything else is drawn.
+    channels = CHANNELS[index % len(CHANNELS)]
+    layout = ("NCHW", "NHWC")[(index // 2) % 2]
+    longest = LONGEST[ndim] if max(channels) < 100 else 7
+    kernel = tuple(_different(rng, (1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4), ndim))
+    stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
+    dilation = (1,) * ndim if index % 4 < 2 else tuple(_different(rng, (1, 2, 3, 4), ndim))
+    span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    padding = tuple((int(rng.integers(0, s + 1)), int(rng.integers(0, s + 1))) for s in span)
+    size = tuple(int(rng.integers(max(1, s - b - a), max(2, s - b - a) + longest)) for s, (b, a) in zip(span, padding, strict=True))
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "layout": layout}
+    c, o, g = channels
+    offset_groups, weight_shape = 0, (o, c // g, *kernel)
+    if variant == "conv":
+        options |= {"groups": g}
+        mode = PADDING_MODES[index % len(PADDING_MODES)]
+        if mode != "zeros":
+            padding = tuple((min(b, i - 1), min(a, i - 1)) for (b, a), i in zip(padding, size, strict=True))
+            size = tuple(max(i, s - b - a) for i, s, (b, a) in zip(size, span, padding, strict=True))
+        options |= {"padding_mode": mode}
+    elif variant == "conv_transpose":
+        weight_shape = (c, o // g, *kernel)
+        extra = tuple(int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation, strict=True))
+        size = tuple(min(i, longest) for i in size)
+        needed = [(i - 1) * s + d * (k - 1) + e for i, s, d, k, e in zip(size, stride, dilation, kernel, extra, strict=True)]
+        padding = tuple((min(b, n // 2), min(a, n - n // 2)) for (b, a), n in zip(padding, needed, strict=True))
+        options |= {"groups": g, "output_padding": extra}
+    else:
+        offset_groups = int(rng.choice([d for d in range(1, c + 1) if c % d == 0]))
+    options |= {"padding": padding, "activation": EXACT_ACTIVATIONS[index % 7 % len(EXACT_ACTIVATIONS)]}
+    batch = int(rng.integers(1, 4))
+    input_shape = (batch, c, *size) if layout == "NCHW" else (batch, *size, c)
+    return Case(
+        op,
+        input_shape,
+        weight_shape,
+        options,
+        bias=bool(rng.integers(0, 2)),
+        offset_groups=offset_groups,
+        mask=bool(offset_groups and rng.integers(0, 2)),
+        dtype=("float32", "float32", "float64")[index % 3],
+        seed=index,
+    )
+
+
+def _different(rng: np.random.Generator, choices: Sequence[int], count: int) -> list[int]:
+    return [int(value) for value in rng.permutation(choices)[:count]]
+
+
+def _integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return rng.integers(-4, 5, shape).astype(dtype)
+
+
+def max_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return max|actual - expected| / max|expected|; 0 if both are empty, inf where one alone is not finite."""
+    if expected.size == 0:
+        return 0.0
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    finite = np.isfinite(expected)
+    if not np.array_equal(actual[~finite], expected[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
+        return math.inf
+    scale = np.abs(expected[finite]).max(initial=0.0)
+    return float(np.abs(actual[finite] - expected[finite]).max(initial=0.0) / (scale or 1.0))
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, what: object = "") -> None:
+    """Raise AssertionError unless shapes are equal and :func:`max_error` is at most `tolerance`.
+
+    Values that are not finite must be the same in both.
+    """
+    assert actual.shape == expected.shape, f"shape {actual.shape} is not {expected.shape}\n{what}"
+    error = max_error(actual, expected)
+    if error > tolerance:
+        wrong = ~np.isclose(actual, expected, rtol=0, atol=tolerance * (np.abs(expected).max() or 1), equal_nan=True)
+        raise AssertionError(f"error {error:.3g} exceeds {tolerance:.3g}; {_where(actual, expected, wrong)}\n{what}")
+
+
+def assert_exact(actual: np.ndarray, expected: np.ndarray, what: object = "") -> None:
+    """Raise AssertionError unless shape, dtype and every value are equal; NaN equals NaN."""
+    assert actual.shape == expected.shape, f"shape {actual.shape} is not {expected.shape}\n{what}"
+    assert actual.dtype == expected.dtype, f"dtype {actual.dtype} is not {expected.dtype}\n{what}"
+    wrong = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
+    assert not wrong.any(), f"{_where(actual, expected, wrong)}\n{what}"
+
+
+def _where(actual: np.ndarray, expected: np.ndarray, wrong: np.ndarray) -> str:
+    first = tuple(int(i) for i in np.argwhere(wrong)[0]) if wrong.any() else ()
+    return f"{wrong.sum()} of {wrong.size} values differ, first at {first}: {actual[first]} is not {expected[first]}"
+
+
+@dataclass
+class Report:
+    """What :func:`check_backend` found.
+
+    Attributes
+    ----------
+    backend : str
+    passed : int
+        Number of checks that held.
+    failed : list of str
+        One text for each that did not, with code that reproduces it.
+    refused : dict of str to int
+        How many cases were refused, by reason.
+    kernels : dict of str to int
+        How many cases each kernel ran.
+    """
+
+    backend: str
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    refused: Counter = field(default_factory=Counter)
+    kernels: Counter = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        lines = [f"backend {self.backend}: {self.passed} checks passed, {len(self.failed)} failed"]
+        lines += [f"  {name}: {count} cases" for name, count in sorted(self.kernels.items())]
+        lines += [f"  refused {count} times: {reason}" for reason, count in self.refused.most_common()]
+        return "\n".join(lines + self.failed)
+
+
+def check_backend(
+    name: str,
+    ops: Sequence[str] = OPS,
+    *,
+    count: int = 40,
+    seed: int = 0,
+    quick: bool = False,
+    tolerance: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run every kernel of a backend on generated problems and compare with the oracle.
+
+    Each kernel that accepts a case must give the oracle's result, the same bits on one and three threads, and
+    the same as a plan.
+
+    Parameters
+    ----------
+    name : str
+        The backend.
+    ops : sequence of str, optional
+        The operations to check.
+    count, seed : int, optional
+        Number of cases for each operation, and the seed of their generator.
+    quick : bool, optional
+        Take a quarter of the cases.
+    tolerance : float, optional
+        Largest max|error|/max|reference| that passes; 0 asks for equality, as sums of small integers allow.
+        A backend that works by FFT, say, needs more.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each case.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    BackendError
+        If the backend is unknown or cannot be used here.
+
+    Examples
+    --------
+    >>> import fastconv.testing
+    >>> report = fastconv.testing.check_backend("numpy", ["conv1d"], count=3)
+    >>> report.passed, report.failed
+    (9, [])
+    """
+    entry = registry.find_backend(name)
+    entry.ready()
+    report = Report(name)
+    chosen = [case for op in ops for case in cases(op, max(1, count // 4) if quick else count, seed)]
+    for done, case in enumerate(chosen):
+        check_case(case, entry, report, tolerance)
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    return report
+
+
+def check_case(case: Case, entry: registry.Entry, report: Report, tolerance: float = 0.0) -> None:
+    """Run one case on every kernel of a backend that accepts it and add what was found to the report."""
+    operands = case.arrays()
+    reference = case.call(registry.ORACLE)
+    expected = _run(reference, operands)
+    trust(expected, case)
+    for kernel, refusal in registry.verdicts(reference.problem, entry):
+        if refusal is not None:
+            report.refused[refusal] += 1
+            continue
+        report.kernels[kernel.name] += 1
+        for check in (_equals_oracle, _same_bits_on_any_thread_count, _plan_equals_function):
+            try:
+                check(case, kernel, operands, expected, tolerance)
+                report.passed += 1
+            except Exception as error:  # any failure of a kernel is a finding, not the end of the run
+                title = check.__name__.strip("_").replace("_", " ")
+                report.failed.append(f"{kernel.backend} {kernel.name}: {title}: {type(error).__name__}: {error}\n  {case}")
+
+
+def trust(expected: np.ndarray, case: Case) -> None:
+    """Raise AssertionError if the expected result could not tell a wrong kernel from a right one."""
+    if expected.size >= 64 and case.options.get("activation") is None:
+        assert len(np.unique(expected)) > 3, f"the case tests nothing: its result is nearly constant\n  {case}"
+
+
+def _run(call: Call, operands: dict[str, np.ndarray], num_threads: int = 1) -> np.ndarray:
+    get = operands.get
+    return call(operands["input"], operands["weight"], get("bias"), get("offset"), get("mask"), None, num_threads)
+
+
+def _forced(case: Case, kernel: registry.Kernel, *, prepared: bool = False) -> Call:
+    reference = case.call(registry.ORACLE, prepared=prepared)
+    return Call(reference.problem, kernel, "testing", reference.unbatched, reference.result_dtype)
+
+
+def _equals_oracle(case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float) -> None:
+    _compare(_run(_forced(case, kernel), operands), expected, tolerance)
+
+
+def _same_bits_on_any_thread_count(
+    case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float
+) -> None:
+    call = _forced(case, kernel)
+    assert_exact(_run(call, operands, 3), _run(call, operands, 1))
+
+
+def _plan_equals_function(case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float) -> None:
+    plan = Plan(_forced(case, kernel, prepared=True), operands["weight"], operands.get("bias"), None)
+    _compare(plan(operands["input"], operands.get("offset"), operands.get("mask")), expected, tolerance)
+
+
+def _compare(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    if tolerance:
+        assert_close(actual, expected, tolerance)
+    else:
+        assert_exact(actual, expected)

@@ -1,0 +1,237 @@
+/* Deformable convolution: points from learned offsets, bilinear samples, then the dense tile.
+ *
+ * For a tile of output pixels and each block of input channels, the samples of a few taps are written to
+ * columns[pixel][tap][channel], which stay in L2 (mostly L1) until the tile has multiplied them into the sums of all
+ * output channels. The image has a border of zeros, so the corners of a point lie at fixed distances from one
+ * base and need no clamps; a point outside is sent to a pixel whose corners are all zero.
+ */
+
+#if IS_FLOAT
+#define FLOOR floorf
+#else
+#define FLOOR floor
+#endif
+
+typedef struct {
+    real *grid;     /* [3][tile] position of each output pixel before taps and offsets */
+    real *fraction; /* [3][tile] */
+    real *low;      /* [3][tile] */
+    int64_t *base;  /* [taps][tile] first corner, in pixels */
+    real *weight;   /* [taps][corners][tile] */
+    real *mask;     /* [taps][tile] */
+    int_of_real *inside, *nan; /* [tile] */
+    real *columns, *sums, *turned;
+} FN(deform_work);
+
+INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
+{
+    FN(deform_work) s;
+    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, corners = (int64_t)1 << a->ndim;
+    real *at = (real *)(a->work + thread * a->work_stride);
+    s.base = (int64_t *)at;
+    at += taps * a->tile * (int64_t)(sizeof(int64_t) / sizeof(real));
+    s.grid = at, at += 3 * a->tile;
+    s.fraction = at, at += 3 * a->tile;
+    s.low = at, at += 3 * a->tile;
+    s.inside = (int_of_real *)at, at += a->tile;
+    s.nan = (int_of_real *)at, at += a->tile;
+    s.weight = at, at += taps * corners * a->tile;
+    s.mask = at, at += taps * a->tile;
+    s.turned = at, at += a->w_width * (a->tile + LANES);
+    s.sums = at, at += a->w_blocks * a->tile * a->w_width;
+    s.columns = at;
+    return s;
+}
+
+/* Position of the kernel's origin for each output pixel of the tile; exact below 2^24 pixels an axis. */
+static void FN(deform_grid)(const deform_words *a, int64_t first, int64_t pixels, real *grid)
+{
+    int64_t w = first % a->out_w, h = first / a->out_w % a->out_h, d = first / a->out_w / a->out_h;
+    for (int64_t p = 0; p < pixels; p++) {
+        grid[p] = (real)(d * a->stride_d - a->pad_d);
+        grid[a->tile + p] = (real)(h * a->stride_h - a->pad_h);
+        grid[2 * a->tile + p] = (real)(w * a->stride_w - a->pad_w);
+        if (++w == a->out_w) {
+            w = 0;
+            if (++h == a->out_h) {
+                h = 0;
+                d++;
+            }
+        }
+    }
+}
+
+/* One tap of one offset group: the base and the corner weights of each pixel. A point is outside unless every
+ * coordinate lies in (-1, size), by ordered compares, before anything is converted to an integer. The fraction is the
+ * offset less a whole number: taken from the position, it would lack the bits that the position rounds away. */
+static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const real *offset, int64_t plane, const real *mask,
+                              int64_t tap, int64_t pixels)
+{
+    int64_t tile = a->tile, corners = (int64_t)1 << a->ndim, axis = 3 - a->ndim;
+    int64_t index[3] = {tap / (a->kernel_w * a->kernel_h), tap / a->kernel_w % a->kernel_h, tap % a->kernel_w};
+    int64_t dilation[3] = {a->dil_d, a->dil_h, a->dil_w}, size[3] = {a->size_d, a->size_h, a->size_w};
+    int64_t line[3] = {a->line_d, a->line_h, 1};
+    int64_t *base = s.base + tap * tile;
+    real *weight = s.weight + tap * corners * tile;
+    for (int64_t p = 0; p < pixels; p++) {
+        s.inside[p] = 1;
+        s.nan[p] = 0;
+    }
+    for (; axis < 3; axis++, offset += plane) {
+        const real *grid = s.grid + axis * tile;
+        real *fraction = s.fraction + axis * tile, *low = s.low + axis * tile;
+        real shift = (real)(index[axis] * dilation[axis]), end = (real)size[axis];
+        for (int64_t p = 0; p < pixels; p++) {
+            real origin = grid[p] + shift, at = origin + offset[p];
+            int_of_real in = (at > -1) & (at < end);
+            real floor_at = FLOOR(in ? at : 0), rest = offset[p] - (floor_at - origin);
+            s.nan[p] |= at != at;
+            s.inside[p] &= in;
+            low[p] = floor_at;
+            fraction[p] = (in & (rest > 0)) ? rest : 0;
+        }
+    }
+    for (int64_t corner = 0; corner < corners; corner++) {
+        real *to = weight + corner * tile;
+        for (int64_t p = 0; p < pixels; p++)
+            to[p] = s.nan[p] ? (real)NAN : s.inside[p] ? 1 : 0;
+        for (axis = 3 - a->ndim; axis < 3; axis++) {
+            const real *fraction = s.fraction + axis * tile;
+            if (corner >> (2 - axis) & 1)
+                for (int64_t p = 0; p < pixels; p++)
+                    to[p] *= fraction[p];
+            else
+                for (int64_t p = 0; p < pixels; p++)
+                    to[p] *= 1 - fraction[p];
+        }
+    }
+    for (int64_t p = 0; p < pixels; p++) {
+        int64_t at = 0;
+        for (axis = 3 - a->ndim; axis < 3; axis++)
+            at += ((int64_t)s.low[axis * tile + p] + 1) * line[axis];
+        base[p] = s.inside[p] ? at : a->outside;
+    }
+    real *masks = s.mask + tap * tile;
+    if (mask)
+        FN(copy)(masks, mask, pixels);
+    else
+        for (int64_t p = 0; p < pixels; p++)
+            masks[p] = 1;
+}
+
+/* columns[pixel][tap][channel] for one block of channels and some taps. Whole vectors are written from left to
+ * right, each over what the one before wrote too much. */
+INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_work) s, const real *x, int64_t channels,
+                              int64_t tap, int64_t taps, int64_t pixels, int64_t row)
+{
+    const int corners = 1 << ndim;
+    int64_t tile = a->tile, delta[8];
+    for (int corner = 0; corner < corners; corner++)
+        delta[corner] = ((corner >> 2 & 1) * a->line_d + (corner >> 1 & 1) * a->line_h + (corner & 1)) * a->width;
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t t = 0; t < taps; t++) {
+            const real *from = x + s.base[(tap + t) * tile + p] * a->width;
+            const real *weight = s.weight + (tap + t) * corners * tile + p;
+            real *to = s.columns + p * row + t * channels;
+            vec w[8], mask = FN(splat)(s.mask[(tap + t) * tile + p]);
+            UNROLL(8)
+            for (int corner = 0; corner < corners; corner++)
+                w[corner] = FN(splat)(weight[corner * tile]);
+            for (int64_t c = 0; c < channels; c += LANES) {
+                vec value = w[0] * FN(load)(from + c);
+                UNROLL(8)
+                for (int corner = 1; corner < corners; corner++)
+                    value = FN(fma)(w[corner], FN(load)(from + delta[corner] + c), value);
+                FN(store)(to + c, value * mask);
+            }
+        }
+}
+
+static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const real *w, int64_t taps, int64_t pixels,
+                                int64_t row, int64_t w_block, int64_t add)
+{
+    int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK];
+    for (int64_t k = 0; k < a->k_block; k++) {
+        ones[k] = k;
+        steps[k] = k * a->w_width;
+    }
+    for (int64_t k = 0; k < taps; k += a->k_block) {
+        int64_t count = taps - k < a->k_block ? taps - k : a->k_block;
+        for (int64_t block = 0; block < a->w_blocks; block++) {
+            int64_t channels = a->channels - block * a->w_width;
+            int64_t nv = channels < a->w_width ? (channels + LANES - 1) / LANES : a->w_width / LANES;
+            for (int64_t p = 0; p < pixels; p += LANE_ROWS) {
+                int64_t rows = pixels - p < LANE_ROWS ? pixels - p : LANE_ROWS;
+                const real *pixel[LANE_ROWS];
+                for (int64_t r = 0; r < rows; r++)
+                    pixel[r] = s.columns + (p + r) * row + k;
+                FN(tiles)[rows][nv](count, pixel, ones, w + block * w_block + k * a->w_width, steps,
+                                    s.sums + (block * a->tile + p) * a->w_width, a->w_width, add || k > 0);
+            }
+        }
+    }
+}
+
+static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t group, int64_t pixels, real *y)
+{
+    const real *bias = a->b ? (const real *)a->b + group * a->channels : 0;
+    FN(run) run = {.x = 0, .at = 0, .count = pixels, .y = 0};
+    for (int64_t block = 0; block < a->w_blocks; block++) {
+        int64_t first = block * a->w_width, channels = a->channels - first < a->w_width ? a->channels - first : a->w_width;
+        real *c = s.sums + block * a->tile * a->w_width, *to = y + (group * a->channels + first) * a->y_channel;
+        if (bias || a->activation)
+            for (int64_t p = 0; p < pixels; p++)
+                FN(finish_lanes)(c + p * a->w_width, channels, bias ? bias + first : 0, a->activation);
+        if (a->y_channel == 1) {
+            for (int64_t p = 0; p < pixels; p++)
+                FN(copy)(to + p * a->y_w, c + p * a->w_width, channels);
+        } else {
+            FN(transpose)(s.turned, a->tile + LANES, c, a->w_width, pixels, channels);
+            FN(store_rows)(s.turned, a->tile + LANES, channels, &run, 1, to, a->y_channel, a->y_w);
+        }
+    }
+}
+
+static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const deform_words *a = (const deform_words *)words;
+    const block_words *blocks = (const block_words *)a->blocks;
+    FN(deform_work) s = FN(deform_scratch)(a, thread);
+    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t image = task / a->tiles, first = task % a->tiles * a->tile;
+        int64_t pixels = plane - first < a->tile ? plane - first : a->tile, add = 0, offset_group = -1;
+        FN(deform_grid)(a, first, pixels, s.grid);
+        for (int64_t b = 0; b < a->block_count; b++) {
+            const block_words *block = blocks + b;
+            if (block->offset_group != offset_group) {
+                offset_group = block->offset_group;
+                const real *offset = (const real *)a->offset + image * a->offset_image + offset_group * taps * a->ndim * plane + first;
+                const real *mask = (const real *)a->mask;
+                if (mask)
+                    mask += image * a->mask_image + offset_group * taps * plane + first;
+                for (int64_t t = 0; t < taps; t++)
+                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels);
+            }
+            const real *x = (const real *)a->x + image * a->x_image + block->x;
+            for (int64_t t = 0; t < taps; t += a->tap_block) {
+                int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block, row = a->tap_block * block->channels;
+                if (a->ndim == 2)
+                    FN(deform_sample)(a, 2, s, x, block->channels, t, some, pixels, row);
+                else if (a->ndim == 1)
+                    FN(deform_sample)(a, 1, s, x, block->channels, t, some, pixels, row);
+                else
+                    FN(deform_sample)(a, 3, s, x, block->channels, t, some, pixels, row);
+                FN(deform_multiply)(a, s, (const real *)a->w + block->w + t * block->channels * a->w_width, some * block->channels,
+                                    pixels, row, taps * block->channels * a->w_width, add);
+                add = 1;
+            }
+            if (block->last) {
+                FN(deform_finish)(a, s, block->group, pixels, (real *)a->y + image * a->y_image + first * a->y_w);
+                add = 0;
+            }
+        }
+    }
+}
+
+#undef FLOOR

@@ -1,0 +1,235 @@
+/* The dense product around the register tile: K blocks, panels, and which pixels and channels a task has.
+ *
+ * dense_rows puts pixels into the vectors. For each K block it stitches a panel [k][pixels] of one tile's width, about
+ * 24 KB that stay in L1 while every block of output channels passes over it. With few output channels a group
+ * the stitching would not pay, and the vectors read the image in line space as it is (`direct`), rubbish between
+ * the rows included, which is dropped on the way out.
+ * dense_lanes puts output channels into the vectors and broadcasts pixels from the image through the table.
+ */
+
+/* Decode a task: which images, sum, group, pixels, output channels. */
+typedef struct {
+    const sum_words *sum;
+    int64_t image, images, group, pixel, chunk, pixels;
+} FN(dense_task);
+
+INLINE int64_t FN(line_pixels)(const sum_words *sum)
+{
+    return (sum->n_d - 1) * sum->x_d + (sum->n_h - 1) * sum->x_h + sum->n_w;
+}
+
+INLINE FN(dense_task) FN(dense_decode)(const dense_words *a, int64_t task)
+{
+    FN(dense_task) t;
+    t.image = task / a->tasks * a->images_per_task;
+    t.images = a->images - t.image < a->images_per_task ? a->images - t.image : a->images_per_task;
+    int64_t rest = task % a->tasks, s = a->sum_count - 1;
+    const sum_words *sums = (const sum_words *)a->sums;
+    while (sums[s].task_begin > rest)
+        s--;
+    t.sum = sums + s;
+    rest -= t.sum->task_begin;
+    t.chunk = rest % a->chunks;
+    rest /= a->chunks;
+    int64_t each = a->direct ? FN(line_pixels)(t.sum) : t.sum->n_d * t.sum->n_h * t.sum->n_w;
+    int64_t blocks = (each * a->images_per_task + a->pixel_block - 1) / a->pixel_block;
+    t.pixel = rest % blocks * a->pixel_block;
+    t.group = rest / blocks;
+    t.pixels = each * t.images - t.pixel;
+    if (t.pixels > a->pixel_block)
+        t.pixels = a->pixel_block;
+    return t;
+}
+
+/* Runs of pixels that lie side by side in the image and in the output: count pixels from `pixel` on. */
+INLINE int64_t FN(pixel_runs)(const dense_words *a, const sum_words *sum, int64_t pixel, int64_t count, FN(run) *runs)
+{
+    int64_t w = pixel % sum->n_w, rest = pixel / sum->n_w;
+    int64_t h = rest % sum->n_h;
+    rest /= sum->n_h;
+    int64_t d = rest % sum->n_d, image = rest / sum->n_d, found = 0;
+    for (int64_t at = 0; at < count; found++) {
+        int64_t length = sum->n_w - w < count - at ? sum->n_w - w : count - at;
+        runs[found].x = image * a->x_image + d * sum->x_d + h * sum->x_h + w * sum->x_w;
+        runs[found].y = image * a->y_image + d * sum->y_d + h * sum->y_h + w * sum->y_w;
+        runs[found].at = at;
+        runs[found].count = length;
+        at += length;
+        w = 0;
+        if (++h == sum->n_h) {
+            h = 0;
+            if (++d == sum->n_d) {
+                d = 0;
+                image++;
+            }
+        }
+    }
+    return found;
+}
+
+/* The pixels among count positions of line space from `position` on; the rubbish between rows is left out. */
+INLINE int64_t FN(line_runs)(const sum_words *sum, int64_t position, int64_t count, FN(run) *runs)
+{
+    int64_t d = position / sum->x_d, rest = position % sum->x_d;
+    int64_t h = rest / sum->x_h, w = rest % sum->x_h, found = 0;
+    if (h >= sum->n_h) { /* between two planes */
+        d++;
+        h = w = 0;
+    }
+    for (; d < sum->n_d; d++, h = w = 0)
+        for (; h < sum->n_h; h++, w = 0) {
+            int64_t at = d * sum->x_d + h * sum->x_h + w - position;
+            if (at >= count)
+                return found;
+            if (w >= sum->n_w)
+                continue;
+            runs[found].at = at;
+            runs[found].count = sum->n_w - w < count - at ? sum->n_w - w : count - at;
+            runs[found].y = d * sum->y_d + h * sum->y_h + w * sum->y_w;
+            found++;
+        }
+    return found;
+}
+
+/* panel[k][0..width) from the image. Whole vectors are copied from left to right, so that a run covers what the one
+ * before wrote too much; where that would read past the end of the array, elements are copied singly. */
+static void FN(stitch)(real *panel, int64_t width, const real *x, const real *x_end, const int64_t *offsets, int64_t count,
+                       const FN(run) *runs, int64_t run_count)
+{
+    int64_t reach = runs[run_count - 1].x + runs[run_count - 1].count + LANES;
+    for (int64_t k = 0; k < count; k++) {
+        const real *xk = x + offsets[k];
+        if (x_end - xk >= reach)
+            for (int64_t s = 0; s < run_count; s++)
+                FN(copy_over)(panel + runs[s].at, xk + runs[s].x, runs[s].count);
+        else
+            for (int64_t s = 0; s < run_count; s++)
+                FN(copy)(panel + runs[s].at, xk + runs[s].x, runs[s].count);
+        panel += width;
+    }
+}
+
+#define MAX_WIDTH (TILE_VECTORS * LANES)
+
+static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const dense_words *a = (const dense_words *)words;
+    const real *bias = (const real *)a->b;
+    real *panel = (real *)(a->work + thread * a->work_stride);
+    int64_t steps[MAX_K_BLOCK];
+    FN(run) runs[MAX_WIDTH], sources[MAX_WIDTH];
+    for (int64_t task = begin; task < end; task++) {
+        FN(dense_task) t = FN(dense_decode)(a, task);
+        const sum_words *sum = t.sum;
+        const real *x = (const real *)a->x + t.image * a->x_image + t.group * a->x_group + sum->x;
+        const real *w = (const real *)a->w + sum->w + t.group * sum->w_group;
+        const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
+        real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + sum->y;
+        int64_t first = t.chunk * a->chunk;
+        int64_t last = a->channels - first < a->chunk ? a->channels : first + a->chunk;
+        /* Behind the panel: partial sums, of the whole task if there are several K blocks, else of a tile. */
+        real *partial = panel + a->k_block * MAX_WIDTH + LANES;
+        int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
+        /* Panels of equal width rather than full ones and a narrow last. */
+        int64_t vectors = (t.pixels + LANES - 1) / LANES, panels = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
+        for (int64_t kb = 0; kb < k_blocks; kb++) {
+            int64_t k = kb * a->k_block, count = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
+            for (int64_t p = 0; p < panels; p++) {
+                int64_t from = vectors * p / panels, nv = vectors * (p + 1) / panels - from, width = nv * LANES;
+                int64_t pixel = t.pixel + from * LANES, found, in_place = 0;
+                int64_t pixels = t.pixels - from * LANES < width ? t.pixels - from * LANES : width;
+                const real *columns = panel;
+                const int64_t *column_offsets = steps;
+                if (a->direct) {
+                    found = FN(line_runs)(sum, pixel, pixels, runs);
+                    in_place = 1;
+                    for (int64_t i = 0; i < count && in_place; i++)
+                        in_place = (const real *)a->x_end - (x + x_offsets[k + i] + pixel) >= width;
+                    columns = x + pixel;
+                    column_offsets = x_offsets + k;
+                    sources[0] = (FN(run)){.x = pixel, .at = 0, .count = pixels, .y = 0};
+                } else {
+                    found = FN(pixel_runs)(a, sum, pixel, pixels, runs);
+                }
+                if (!in_place) {
+                    FN(stitch)(panel, width, x, (const real *)a->x_end, x_offsets + k, count, a->direct ? sources : runs,
+                               a->direct ? 1 : found);
+                    for (int64_t i = 0; i < count; i++)
+                        steps[i] = i * width;
+                    columns = panel;
+                    column_offsets = steps;
+                }
+                for (int64_t o = first; o < last; o += TILE_ROWS) {
+                    int64_t rows = last - o < TILE_ROWS ? last - o : TILE_ROWS;
+                    const real *row[TILE_ROWS];
+                    for (int64_t r = 0; r < rows; r++)
+                        row[r] = w + (o + r) / a->w_width * sum->w_block + (o + r) % a->w_width;
+                    real *c = partial;
+                    int64_t c_row = width;
+                    if (k_blocks > 1) {
+                        c_row = a->pixel_block + LANES;
+                        c += (o - first) * c_row + from * LANES;
+                    }
+                    FN(tiles)[rows][nv](count, row, w_offsets + k, columns, column_offsets, c, c_row, kb > 0);
+                    if (kb < k_blocks - 1)
+                        continue;
+                    if (bias || a->activation)
+                        for (int64_t r = 0; r < rows; r++)
+                            FN(finish_row)(c + r * c_row, width, bias ? bias[t.group * a->channels + o + r] : 0, a->activation);
+                    FN(store_rows)(c, c_row, rows, runs, found, y + o * a->y_channel, a->y_channel, sum->y_w);
+                }
+            }
+        }
+    }
+}
+
+#undef MAX_WIDTH
+#define MAX_WIDTH (LANE_VECTORS * LANES)
+
+static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const dense_words *a = (const dense_words *)words;
+    const real *bias = (const real *)a->b;
+    real *c = (real *)(a->work + thread * a->work_stride), *turned = c + a->pixel_block * MAX_WIDTH;
+    int64_t steps[MAX_K_BLOCK];
+    FN(run) runs[MAX_PIXEL_BLOCK];
+    const real *pixel[MAX_PIXEL_BLOCK];
+    for (int64_t i = 0; i < a->k_block; i++)
+        steps[i] = i * a->w_width;
+    for (int64_t task = begin; task < end; task++) {
+        FN(dense_task) t = FN(dense_decode)(a, task);
+        const sum_words *sum = t.sum;
+        const real *x = (const real *)a->x + t.image * a->x_image + t.group * a->x_group + sum->x;
+        const real *w = (const real *)a->w + sum->w + t.group * sum->w_group + t.chunk * sum->w_block;
+        const int64_t *x_offsets = (const int64_t *)sum->x_offsets;
+        int64_t first = t.chunk * a->w_width;
+        int64_t channels = a->channels - first < a->w_width ? a->channels - first : a->w_width;
+        int64_t nv = (channels + LANES - 1) / LANES, width = nv * LANES;
+        real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + first * a->y_channel + sum->y;
+        int64_t found = FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs);
+        for (int64_t s = 0; s < found; s++)
+            for (int64_t i = 0; i < runs[s].count; i++)
+                pixel[runs[s].at + i] = x + runs[s].x + i * sum->x_w;
+        int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
+        for (int64_t kb = 0; kb < k_blocks; kb++) {
+            int64_t k = kb * a->k_block, count = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
+            for (int64_t p = 0; p < t.pixels; p += LANE_ROWS) {
+                int64_t rows = t.pixels - p < LANE_ROWS ? t.pixels - p : LANE_ROWS;
+                FN(tiles)[rows][nv](count, pixel + p, x_offsets + k, w + k * a->w_width, steps, c + p * width, width, kb > 0);
+            }
+        }
+        if (bias || a->activation)
+            for (int64_t p = 0; p < t.pixels; p++)
+                FN(finish_lanes)(c + p * width, channels, bias ? bias + t.group * a->channels + first : 0, a->activation);
+        if (a->y_channel == 1) {
+            for (int64_t s = 0; s < found; s++)
+                for (int64_t i = 0; i < runs[s].count; i++)
+                    FN(copy)(y + runs[s].y + i * sum->y_w, c + (runs[s].at + i) * width, channels);
+        } else {
+            FN(transpose)(turned, a->pixel_block + LANES, c, width, t.pixels, channels);
+            FN(store_rows)(turned, a->pixel_block + LANES, channels, runs, found, y, a->y_channel, sum->y_w);
+        }
+    }
+}
+
+#undef MAX_WIDTH

@@ -1,0 +1,21 @@
+/* All engines for one element type and one instruction set. */
+#include "vector.h"
+#include "tile.h"
+#include "epilogue.h"
+#include "halo.h"
+#include "pack.h"
+#include "dense.h"
+#include "depthwise.h"
+#include "deform.h"
+
+static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
+                                        FN(depthwise_planes), FN(depthwise_pixels), FN(deform)};
+
+#undef real
+#undef int_of_real
+#undef FN
+#undef vec
+#undef loose_vec
+#undef ivec
+#undef LANES
+#undef IS_FLOAT

@@ -1,0 +1,110 @@
+/* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
+
+/* One row of a plane: each W phase in turn. A phase is a run through the source in equal steps, with whatever
+ * padding asks for on both sides of it. A row that lies in the padding (source null) is zero. */
+static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, int64_t phases, int64_t lines,
+                         const int64_t *map, const int64_t *runs)
+{
+    for (int64_t p = 0; p < phases; p++, y += y_phase, map += lines, runs += 4) {
+        if (!x) {
+            FN(clear)(y, lines);
+            continue;
+        }
+        int64_t begin = runs[0], end = runs[1], first = runs[2], step = runs[3] * x_w;
+        const real *run = x + first * x_w;
+        for (int64_t i = 0; i < begin; i++)
+            y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
+        if (step == 1)
+            FN(copy)(y + begin, run, end - begin);
+        else {
+            int64_t i = begin;
+            if (step == 2) /* one element less than two vectors hold may be left of the source */
+                for (; end - i > LANES; i += LANES)
+                    FN(store)(y + i, FN(load_even)(run + (i - begin) * 2));
+            for (; i < end; i++)
+                y[i] = run[(i - begin) * step];
+        }
+        for (int64_t i = end; i < lines; i++)
+            y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
+    }
+}
+
+/* A task is a row of one channel; the result has planes of channels. */
+static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const halo_words *a = (const halo_words *)words;
+    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
+    (void)thread;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t h = task % a->rows_h, rest = task / a->rows_h;
+        int64_t d = rest % a->rows_d;
+        rest /= a->rows_d;
+        int64_t c = rest % a->blocks, image = rest / a->blocks;
+        const real *x = 0;
+        if (map_d[d] >= 0 && map_h[h] >= 0)
+            x = (const real *)a->x + image * a->x_image + c / a->repeat * a->x_channel + map_d[d] * a->x_d + map_h[h] * a->x_h;
+        real *y = (real *)a->y + image * a->y_image + c * a->y_block + d * a->y_d + h * a->y_h;
+        FN(fill_row)(y, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
+    }
+}
+
+/* count pixels from a run of the source; channels past the last of the image stay zero. */
+INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_channel, int64_t step, int64_t count,
+                            int64_t channels, int64_t repeat, int64_t first_channel)
+{
+    if (repeat > 1) {
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t c = 0; c < channels; c++)
+                y[i * y_w + c] = x[i * step + (first_channel + c) / repeat * x_channel];
+    } else if (x_channel == 1) {
+        for (int64_t i = 0; i < count; i++)
+            FN(copy)(y + i * y_w, x + i * step + first_channel, channels);
+    } else if (step == 1) {
+        FN(transpose)(y, y_w, x + first_channel * x_channel, x_channel, channels, count);
+    } else {
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t c = 0; c < channels; c++)
+                y[i * y_w + c] = x[i * step + (first_channel + c) * x_channel];
+    }
+}
+
+/* A task is a row of one block of channels; in the result the channels of a block lie side by side. */
+static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const halo_words *a = (const halo_words *)words;
+    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
+    (void)thread;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t h = task % a->rows_h, rest = task / a->rows_h;
+        int64_t d = rest % a->rows_d;
+        rest /= a->rows_d;
+        int64_t block = rest % a->blocks, image = rest / a->blocks;
+        int64_t first = ((const int64_t *)a->starts)[block], channels = ((const int64_t *)a->starts)[block + 1] - first;
+        real *y = (real *)a->y + image * a->y_image + block * a->y_block + d * a->y_d + h * a->y_h;
+        int inside = map_d[d] >= 0 && map_h[h] >= 0;
+        const real *x = (const real *)a->x + image * a->x_image;
+        if (inside)
+            x += map_d[d] * a->x_d + map_h[h] * a->x_h;
+        const int64_t *map = (const int64_t *)a->map_w, *runs = (const int64_t *)a->runs;
+        for (int64_t p = 0; p < a->w_phases; p++, y += a->y_phase, map += a->w_lines, runs += 4) {
+            if (!inside || channels < a->y_w) {
+                FN(clear)(y, a->w_lines * a->y_w);
+                if (!inside)
+                    continue;
+            }
+            for (int64_t i = 0; i < a->w_lines; i++) {
+                if (i == runs[0] && runs[1] > runs[0]) {
+                    FN(fill_pixels)(y + i * a->y_w, a->y_w, x + runs[2] * a->x_w, a->x_channel, runs[3] * a->x_w,
+                                    runs[1] - runs[0], channels, a->repeat, first);
+                    i = runs[1];
+                    if (i == a->w_lines)
+                        break;
+                }
+                if (map[i] < 0)
+                    FN(clear)(y + i * a->y_w, channels);
+                else
+                    FN(fill_pixels)(y + i * a->y_w, a->y_w, x + map[i] * a->x_w, a->x_channel, a->x_w, 1, channels, a->repeat, first);
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
+"""The compiled part: engines for each instruction set, and the class that runs programs of them.
+
+Everything about convolutions is decided in ``fastconv.lowering``; this module moves addresses.
+"""
+
+cimport cython
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int64_t, intptr_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+cdef extern from "native.h" nogil:
+    const char *ENGINE_NAMES
+    ctypedef void (*engine_fn)(const int64_t *, int64_t, int64_t, int64_t)
+    ctypedef struct isa_table:
+        const char *name
+        int64_t vec_bytes, tile_rows, tile_vectors, lane_rows, lane_vectors
+        const engine_fn **engines
+    const isa_table **isa_tables
+    int isa_level()
+    ctypedef struct word_layout:
+        const char *name
+        const char *fields
+    word_layout *word_layouts
+    int WORD_LAYOUTS
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, STRIP, PIXELS
+    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, OPERANDS
+    ctypedef struct stage_words:
+        engine_fn run
+        int64_t words, tasks, images_per_task, weights_only
+    ctypedef struct patch_words:
+        int64_t word, operand, image_bytes, offset
+    ctypedef struct program_words:
+        const stage_words *stages
+        const patch_words *patches
+        const int64_t *words
+        int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes
+    void program_run(const program_words *, const int64_t *, int64_t, int, int)
+    void *allocate(int64_t)
+    int watch_forks()
+
+if watch_forks():
+    raise ImportError("pthread_atfork failed")
+
+OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride")
+
+# Where adding threads begins to pay: a region costs some microseconds, an idle pool wakes slowly.
+cdef double THREAD_NS = 12e3
+
+
+def isas():
+    """Return the instruction sets this machine can run, the most capable last."""
+    return tuple(isa_tables[i].name.decode() for i in range(isa_level() + 1))
+
+
+def engines(str isa):
+    """Return the addresses and tile sizes of one instruction set as a dict."""
+    names = ENGINE_NAMES.decode().split()
+    for i in range(isa_level() + 1):
+        table = isa_tables[i]
+        if table.name.decode() == isa:
+            addresses = {
+                f"{name}_{kind}": <intptr_t>table.engines[k][e] for k, kind in enumerate(("f32", "f64")) for e, name in enumerate(names)
+            }
+            return {
+                "isa": isa,
+                "vec_bytes": table.vec_bytes,
+                "tile": (table.tile_rows, table.tile_vectors),
+                "lane_tile": (table.lane_rows, table.lane_vectors),
+                "addresses": addresses,
+            }
+    raise ValueError(f"this machine runs {', '.join(isas())}, not {isa!r}")
+
+
+def word_tables():
+    """Return the field names of every word table, as the C structs have them."""
+    return {word_layouts[i].name.decode(): tuple(word_layouts[i].fields.decode().split()) for i in range(WORD_LAYOUTS)}
+
+
+def limits():
+    """Return the sizes the engines were compiled for, which lowering has to know."""
+    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "strip": STRIP, "pixels": PIXELS}
+
+
+# Arenas for scratch, kept because a fresh page costs microseconds. Guarded by the GIL.
+cdef enum:
+    ARENAS = 16
+
+cdef void *arena_at[ARENAS]
+cdef int64_t arena_size[ARENAS]
+cdef int arena_count = 0
+cdef int64_t arena_total = 0
+cdef int64_t KEPT_BYTES = 1 << 28
+
+
+cdef void *take_arena(int64_t size, int64_t *got) except NULL:
+    """The arena put back last, if it is large enough; else it makes way for a larger one."""
+    global arena_count, arena_total
+    cdef void *at = NULL
+    if arena_count:
+        arena_count -= 1
+        at = arena_at[arena_count]
+        got[0] = arena_size[arena_count]
+        arena_total -= got[0]
+        if got[0] >= size:
+            return at
+        free(at)
+    at = allocate(size)
+    if at == NULL:
+        raise MemoryError(f"cannot allocate {size} bytes of scratch")
+    got[0] = size
+    return at
+
+
+cdef void put_arena(void *at, int64_t size) noexcept:
+    global arena_count, arena_total
+    if arena_count == ARENAS or arena_total + size > KEPT_BYTES:
+        free(at)
+        return
+    arena_at[arena_count] = at
+    arena_size[arena_count] = size
+    arena_count += 1
+    arena_total += size
+
+
+cdef inline int64_t address(object array):
+    return 0 if array is None else <int64_t>cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cdef inline int64_t round_up(int64_t size):
+    return (size + 63) & ~63
+
+
+@cython.final
+cdef class Program:
+    """Stages of engines over one problem: an executable as fastconv.registry describes it.
+
+    Parameters
+    ----------
+    stages : sequence of (address, first word, tasks, images per task, weights only)
+    words : sequence of int
+    patches : sequence of (word, operand, bytes an image, offset)
+    images_per_chunk : int
+    scratch, thread, packed : int
+        Bytes of scratch shared by all threads, of each thread, and of the packed weights.
+    work : float
+        Estimated nanoseconds an image takes on one thread.
+    tasks : int
+        Most tasks an image has in any stage: more threads than that have nothing to do.
+    keep : object
+        What owns the tables that the words point to.
+    isa, tile, copies
+        What the program says about itself.
+    """
+
+    cdef program_words program
+    cdef int64_t input_bytes, scratch, packed, most_tasks
+    cdef double work
+    cdef object keep, weight, bias
+    cdef void *packed_at
+    cdef readonly str isa, tile
+    cdef readonly tuple copies
+
+    def __cinit__(self, stages, words, patches, *, int64_t images_per_chunk, int64_t scratch, int64_t thread, int64_t packed,
+                  double work, int64_t tasks, int64_t input_bytes, keep=None, str isa="", str tile="", tuple copies=()):
+        self.program.stage_count, self.program.patch_count, self.program.word_count = len(stages), len(patches), len(words)
+        cdef stage_words *s = <stage_words *>PyMem_Malloc(max(1, len(stages)) * sizeof(stage_words))
+        cdef patch_words *p = <patch_words *>PyMem_Malloc(max(1, len(patches)) * sizeof(patch_words))
+        cdef int64_t *w = <int64_t *>PyMem_Malloc(max(1, len(words)) * sizeof(int64_t))
+        self.program.stages, self.program.patches, self.program.words = s, p, w
+        if s == NULL or p == NULL or w == NULL:
+            raise MemoryError()
+        for i, (run, first, count, images, weights_only) in enumerate(stages):
+            s[i].run = <engine_fn><intptr_t>run
+            s[i].words, s[i].tasks, s[i].images_per_task, s[i].weights_only = first, count, images, weights_only
+        for i, (word, operand, image_bytes, offset) in enumerate(patches):
+            p[i].word, p[i].operand, p[i].image_bytes, p[i].offset = word, operand, image_bytes, offset
+        for i, word in enumerate(words):
+            w[i] = word
+        self.program.images_per_chunk = images_per_chunk
+        # A thread's words come first in its scratch; the patches of the operand `thread` point behind them.
+        cdef int64_t head = round_up(len(words) * sizeof(int64_t))
+        self.program.thread_bytes = round_up(head + thread)
+        for i in range(self.program.patch_count):
+            if p[i].operand == THREAD:
+                p[i].offset += head
+        self.scratch, self.packed, self.work, self.most_tasks = round_up(scratch), round_up(packed), work, tasks
+        self.input_bytes = input_bytes
+        self.keep, self.isa, self.tile, self.copies = keep, isa, tile, copies
+
+    def __dealloc__(self):
+        PyMem_Free(<void *>self.program.stages)
+        PyMem_Free(<void *>self.program.patches)
+        PyMem_Free(<void *>self.program.words)
+        free(self.packed_at)
+
+    def __reduce__(self):
+        raise TypeError("a compiled program cannot be pickled")
+
+    def scratch_bytes(self, int threads=1):
+        """Return the bytes of scratch a call with that many threads takes, packed weights included."""
+        return self.scratch + self.packed + threads * self.program.thread_bytes
+
+    def threads_used(self, int64_t images, int threads):
+        """Return how many threads a call would run on."""
+        return self.count_threads(images, threads)
+
+    cdef int count_threads(self, int64_t images, int64_t threads) noexcept:
+        if threads > 1:
+            threads = min(threads, <int64_t>min(1e6, images * self.work / THREAD_NS))
+            threads = min(threads, images * self.most_tasks)
+        return <int>max(threads, 1)
+
+    cdef int run(self, int64_t *base, int64_t images, int weights, int threads) except -1:
+        cdef int64_t packed = 0 if self.packed_at else self.packed, got = 0
+        cdef char *arena = <char *>take_arena(self.scratch + packed + threads * self.program.thread_bytes, &got)
+        base[SCRATCH] = <int64_t>arena
+        base[PACKED] = <int64_t>self.packed_at if self.packed_at else <int64_t>(arena + self.scratch)
+        base[THREAD] = <int64_t>(arena + self.scratch + packed)
+        with nogil:
+            program_run(&self.program, base, images, weights, threads)
+        put_arena(arena, got)
+        return 0
+
+    def __call__(self, cnp.ndarray output not None, cnp.ndarray input not None, weight, bias, offset, mask, int threads):
+        cdef int64_t base[16]
+        cdef int64_t images = cnp.PyArray_DIMS(output)[0]
+        base[INPUT] = <int64_t>cnp.PyArray_DATA(input)
+        base[INPUT_END] = base[INPUT] + images * self.input_bytes
+        base[WEIGHT] = address(weight) if self.weight is None else address(self.weight)
+        base[BIAS] = address(bias) if self.weight is None else address(self.bias)
+        base[OFFSET] = address(offset)
+        base[MASK] = address(mask)
+        base[OUTPUT] = <int64_t>cnp.PyArray_DATA(output)
+        self.run(base, images, self.weight is None, self.count_threads(images, threads))
+
+    def bind(self, weight, bias):
+        """Return a program that has these weights packed, and owns copies of what it needs of them."""
+        cdef Program bound = Program.__new__(Program, (), (), (), images_per_chunk=1, scratch=0, thread=0, packed=0, work=0, tasks=0,
+                                             input_bytes=0)
+        bound.take_words(self)
+        bound.weight = weight.copy()
+        bound.bias = None if bias is None else bias.copy()
+        cdef int64_t base[16]
+        if self.packed:
+            bound.packed_at = allocate(self.packed)
+            if bound.packed_at == NULL:
+                raise MemoryError(f"cannot allocate {self.packed} bytes for packed weights")
+            memset(base, 0, sizeof(base))
+            base[WEIGHT] = address(bound.weight)
+            bound.run(base, 1, 2, 1)
+        return bound
+
+    cdef int take_words(self, Program other) except -1:
+        """Become a copy of another program."""
+        PyMem_Free(<void *>self.program.stages)
+        PyMem_Free(<void *>self.program.patches)
+        PyMem_Free(<void *>self.program.words)
+        self.program = other.program
+        self.program.stages = <stage_words *>PyMem_Malloc(max(1, other.program.stage_count) * sizeof(stage_words))
+        self.program.patches = <patch_words *>PyMem_Malloc(max(1, other.program.patch_count) * sizeof(patch_words))
+        self.program.words = <int64_t *>PyMem_Malloc(max(1, other.program.word_count) * sizeof(int64_t))
+        if self.program.stages == NULL or self.program.patches == NULL or self.program.words == NULL:
+            raise MemoryError()
+        memcpy(<void *>self.program.stages, other.program.stages, other.program.stage_count * sizeof(stage_words))
+        memcpy(<void *>self.program.patches, other.program.patches, other.program.patch_count * sizeof(patch_words))
+        memcpy(<void *>self.program.words, other.program.words, other.program.word_count * sizeof(int64_t))
+        self.input_bytes, self.scratch, self.packed, self.most_tasks = other.input_bytes, other.scratch, other.packed, other.most_tasks
+        self.work, self.keep, self.isa, self.tile, self.copies = other.work, other.keep, other.isa, other.tile, other.copies
+        return 0

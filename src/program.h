@@ -1,0 +1,146 @@
+/* What an engine is told: a table of 64-bit words, laid out as one of these structs.
+ *
+ * Everything that varies between problems is in the words, so one compiled engine serves them all. Addresses of
+ * arrays are patched in by the runtime (parallel.h) for each chunk of images; all strides and offsets count
+ * elements. fastconv/lowering/program.py holds the same names in the same order, and a test compares the two.
+ */
+#ifndef FASTCONV_PROGRAM_H
+#define FASTCONV_PROGRAM_H
+
+#include <stdint.h>
+
+typedef void (*engine_fn)(const int64_t *words, int64_t begin, int64_t end, int64_t thread);
+
+enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
+
+/* One stride-1 sum over taps. A convolution has one; a transposed convolution one for each output phase.
+ * Output pixel (d, h, w) of n_d x n_h x n_w reads x + d*x_d + h*x_h + w*x_w + (an image offset for each k) and is
+ * written to y + d*y_d + h*y_h + w*y_w. */
+#define SUM_WORDS(W)                                                                                                   \
+    W(task_begin)  /* tasks of the sums before this one */                                                             \
+    W(taps)        /* length of the two tables: channels of a group times taps; taps alone if depthwise */             \
+    W(x_offsets)   /* image offset of each k */                                                                        \
+    W(w_offsets)   /* weight offset of each k */                                                                       \
+    W(w) W(w_group) W(w_block) /* weights of this sum, of a group, of a block of output channels */                    \
+    W(x) W(x_d) W(x_h) W(x_w)                                                                                          \
+    W(y) W(y_d) W(y_h) W(y_w)                                                                                          \
+    W(n_d) W(n_h) W(n_w)
+
+/* halo_planes, halo_pixels: copy an image into scratch through one index map an axis (-1: zero), so that strides,
+ * padding and phases are gone. Rows of the result are numbered by (d, h), each holds w_phases pieces of w_lines. */
+#define HALO_WORDS(W)                                                                                                  \
+    W(x) W(y) W(images)                                                                                                \
+    W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
+    W(y_image) W(y_block) W(y_d) W(y_h) W(y_phase) W(y_w)                                                              \
+    W(repeat)                  /* channel c of the result is channel c / repeat of the source */                       \
+    W(blocks) W(starts)        /* blocks of channels that lie side by side: starts[i]..starts[i + 1]; planes have 1 */ \
+    W(rows_d) W(rows_h) W(w_phases) W(w_lines)                                                                         \
+    W(map_d) W(map_h) W(map_w) /* source index of each row, of each (phase, line) */                                   \
+    W(runs)                    /* a phase: lines begin..end read the source from `first` on in steps of `step` */
+
+/* pack: y[sum][group][block][k][width] = x[row][offsets[k]], zero in rows past the last. In the sums of this engine
+ * `x_offsets` is the order in which the k lie in the source and `x` where in it the sum begins. */
+#define PACK_WORDS(W)                                                                                                  \
+    W(x) W(y)                                                                                                          \
+    W(sums) W(sum_count)                                                                                               \
+    W(groups) W(rows) W(width) W(blocks)                                                                               \
+    W(pieces)                  /* of k, each a task */                                                                 \
+    W(by_blocks)               /* whether neighbouring blocks, rather than pieces, are neighbours in the source */     \
+    W(x_group) W(x_row)
+
+/* dense_rows: a row of the tile is an output channel, its vectors are pixels.
+ * dense_lanes: a row of the tile is a pixel, its vectors are output channels. */
+#define DENSE_WORDS(W)                                                                                                 \
+    W(x) W(x_end)              /* the image in line space, and where readable memory ends */                           \
+    W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                                    \
+    W(images_per_task) W(tasks) /* tasks of that many images */                                                        \
+    W(x_image) W(x_group) W(y_image) W(y_group) W(y_channel)                                                           \
+    W(groups) W(channels)      /* output channels of a group */                                                        \
+    W(chunks) W(chunk)         /* output channels of one task */                                                       \
+    W(w_width)                 /* output channels in a packed block; 1: unpacked */                                    \
+    W(sums) W(sum_count)                                                                                               \
+    W(pixel_block) W(k_block) W(activation)                                                                            \
+    W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */
+
+/* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
+ * made in the thread's own scratch (or the image read in place, where nothing is padded). */
+#define DEPTHWISE_PLANES_WORDS(W)                                                                                      \
+    W(x) W(x_end) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                      \
+    W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
+    W(y_image) W(y_channel)                                                                                            \
+    W(channels) W(multiplier)                                                                                          \
+    W(bands) W(band)           /* output rows of a band, in every sum */                                               \
+    W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
+    W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
+    W(line_d) W(line_phase) W(line_h) /* strides of the scratch */                                                     \
+    W(sums) W(sum_count) W(kernel_taps) W(k_block) W(activation)                                                       \
+    W(direct)
+
+/* depthwise_pixels: one input channel a group, channels last. No halo at all: each tap of each pixel has an address,
+ * from three tables, and padding is a row of zeros. */
+#define DEPTHWISE_PIXELS_WORDS(W)                                                                                      \
+    W(x) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                               \
+    W(x_image) W(y_image) W(channels) W(w_stride)                                                                      \
+    W(sums) W(sum_count) W(tasks) W(k_block) W(activation)
+
+/* A sum of depthwise_pixels: offset of tap t and output index q on an axis at table[t * n + q], -1 in the padding. */
+#define PIXEL_SUM_WORDS(W)                                                                                             \
+    W(task_begin) W(taps_d) W(taps_h) W(taps_w) W(map_d) W(map_h) W(map_w) W(w_offsets)                                \
+    W(y) W(y_d) W(y_h) W(y_w) W(n_d) W(n_h) W(n_w)
+
+/* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
+ * behind the slowest axis). A task is a tile of output pixels. */
+#define DEFORM_WORDS(W)                                                                                                \
+    W(x) W(w) W(b) W(offset) W(mask) W(y) W(work) W(work_stride) W(images)                                             \
+    W(x_image) W(offset_image) W(mask_image) W(y_image) W(y_channel) W(y_w)                                            \
+    W(ndim) W(size_d) W(size_h) W(size_w) W(line_d) W(line_h) /* image, and strides of its lines in pixels */          \
+    W(width)                   /* elements from a pixel of a block to the next */                                      \
+    W(outside)                 /* a pixel all of whose corners are zero */                                             \
+    W(out_d) W(out_h) W(out_w)                                                                                         \
+    W(stride_d) W(stride_h) W(stride_w) W(pad_d) W(pad_h) W(pad_w) W(dil_d) W(dil_h) W(dil_w)                          \
+    W(kernel_d) W(kernel_h) W(kernel_w)                                                                                \
+    W(blocks) W(block_count)   /* records of BLOCK_WORDS */                                                            \
+    W(groups) W(channels)      /* weight groups, output channels of one */                                             \
+    W(w_width) W(w_blocks)                                                                                             \
+    W(tile) W(tiles)           /* output pixels of a task, tasks of an image */                                        \
+    W(tap_block) W(k_block) W(activation)
+
+/* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
+#define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
+
+#define W_FIELD(name) int64_t name;
+#define W_NAME(name) #name " "
+#define DECLARE(type, WORDS)                                                                                           \
+    typedef struct {                                                                                                   \
+        WORDS(W_FIELD)                                                                                                 \
+    } type;
+
+DECLARE(sum_words, SUM_WORDS)
+DECLARE(halo_words, HALO_WORDS)
+DECLARE(pack_words, PACK_WORDS)
+DECLARE(dense_words, DENSE_WORDS)
+DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
+DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
+DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
+DECLARE(deform_words, DEFORM_WORDS)
+DECLARE(block_words, BLOCK_WORDS)
+
+typedef struct {
+    const char *name, *fields;
+} word_layout;
+
+static const word_layout word_layouts[] = {
+    {"sum", SUM_WORDS(W_NAME)},
+    {"halo", HALO_WORDS(W_NAME)},
+    {"pack", PACK_WORDS(W_NAME)},
+    {"dense", DENSE_WORDS(W_NAME)},
+    {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
+    {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
+    {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
+    {"deform", DEFORM_WORDS(W_NAME)},
+    {"block", BLOCK_WORDS(W_NAME)},
+};
+
+#define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))
+
+#endif

@@ -1,0 +1,159 @@
+/* Vectors of one width and one element type, for whoever includes this next.
+ *
+ * Included once for each (instruction set, element type); there is no include guard on purpose. It expects
+ *   ISA         the suffix of the instruction set: baseline, avx2, avx512
+ *   ISA_LEVEL   0, 1 or 2 for the same
+ *   VEC_BYTES   width of a vector register
+ *   IS_FLOAT    1 for float, 0 for double
+ * GNU vector extensions carry one text through all of them; only the fused multiply-add and the masked tails
+ * are spelled out, so that every instantiation rounds alike (the compiler contracts nothing by itself).
+ */
+
+#if IS_FLOAT
+#define real float
+#define int_of_real int32_t
+#define FN(name) JOIN(name, f32, ISA)
+#else
+#define real double
+#define int_of_real int64_t
+#define FN(name) JOIN(name, f64, ISA)
+#endif
+
+#define vec FN(vec)
+#define loose_vec FN(loose_vec)
+#define ivec FN(ivec)
+#define LANES ((int64_t)(VEC_BYTES / sizeof(real)))
+
+typedef real vec __attribute__((vector_size(VEC_BYTES)));
+typedef real loose_vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+typedef int_of_real ivec __attribute__((vector_size(VEC_BYTES)));
+
+INLINE vec FN(load)(const real *p) { return *(const loose_vec *)p; }
+INLINE void FN(store)(real *p, vec v) { *(loose_vec *)p = v; }
+
+/* x - 0 and not 0 + x, which would turn -0 into 0. */
+INLINE vec FN(splat)(real x) { return x - (vec){0}; }
+
+INLINE vec FN(select)(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
+
+INLINE vec FN(fma)(vec a, vec b, vec c)
+{
+#if ISA_LEVEL == 2 && IS_FLOAT
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif ISA_LEVEL == 2
+    return (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif ISA_LEVEL == 1 && IS_FLOAT
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif ISA_LEVEL == 1
+    return (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__) && IS_FLOAT
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif defined(__aarch64__)
+    return (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+/* Every second one of 2 * LANES elements. */
+INLINE vec FN(load_even)(const real *p)
+{
+    vec a = FN(load)(p), b = FN(load)(p + LANES);
+#if VEC_BYTES == 64 && IS_FLOAT
+    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
+    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#elif IS_FLOAT || VEC_BYTES == 32
+    return SHUFFLE(a, b, 0, 2, 4, 6);
+#else
+    return SHUFFLE(a, b, 0, 2);
+#endif
+}
+
+/* The first n (1 <= n <= LANES) elements, zeros behind them; nothing behind them is touched. */
+INLINE vec FN(load_part)(const real *p, int64_t n)
+{
+#if ISA_LEVEL == 2 && IS_FLOAT
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)(0xffffu >> (16 - n)), p);
+#elif ISA_LEVEL == 2
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)(0xffu >> (8 - n)), p);
+#else
+    real part[VEC_BYTES / sizeof(real)] = {0};
+    for (int64_t i = 0; i < n; i++)
+        part[i] = p[i];
+    return FN(load)(part);
+#endif
+}
+
+INLINE void FN(store_part)(real *p, vec v, int64_t n)
+{
+#if ISA_LEVEL == 2 && IS_FLOAT
+    _mm512_mask_storeu_ps(p, (__mmask16)(0xffffu >> (16 - n)), (__m512)v);
+#elif ISA_LEVEL == 2
+    _mm512_mask_storeu_pd(p, (__mmask8)(0xffu >> (8 - n)), (__m512d)v);
+#else
+    for (int64_t i = 0; i < n; i++)
+        p[i] = v[i];
+#endif
+}
+
+/* Exactly n elements, of arrays that do not overlap. */
+INLINE void FN(copy)(real *restrict y, const real *restrict x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        FN(store)(y + i, FN(load)(x + i));
+#if ISA_LEVEL == 2
+    if (i < n)
+        FN(store_part)(y + i, FN(load_part)(x + i, n - i), n - i);
+#else
+    for (; i < n; i++)
+        y[i] = x[i];
+#endif
+}
+
+/* As copy, in whole vectors: reads and writes up to LANES - 1 elements more than n. */
+INLINE void FN(copy_over)(real *y, const real *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += LANES)
+        FN(store)(y + i, FN(load)(x + i));
+}
+
+INLINE void FN(clear)(real *y, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        FN(store)(y + i, (vec){0});
+    for (; i < n; i++)
+        y[i] = 0;
+}
+
+/* 4 x 4 blocks keep both sides in whole short vectors; the compiler turns the middle into shuffles. */
+typedef real FN(quad) __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
+
+/* y[j][i] = x[i][j] for i < rows, j < columns; strides in elements. */
+static void FN(transpose)(real *restrict y, int64_t y_stride, const real *restrict x, int64_t x_stride, int64_t rows, int64_t columns)
+{
+    typedef FN(quad) quad;
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+        const real *xi = x + i * x_stride;
+        int64_t j = 0;
+        for (; j + 4 <= columns; j += 4) {
+            quad a = *(const quad *)(xi + j), b = *(const quad *)(xi + x_stride + j);
+            quad c = *(const quad *)(xi + 2 * x_stride + j), d = *(const quad *)(xi + 3 * x_stride + j);
+            TRANSPOSE_QUADS(quad, a, b, c, d);
+            real *yj = y + j * y_stride + i;
+            *(quad *)yj = a;
+            *(quad *)(yj + y_stride) = b;
+            *(quad *)(yj + 2 * y_stride) = c;
+            *(quad *)(yj + 3 * y_stride) = d;
+        }
+        for (; j < columns; j++)
+            for (int64_t r = 0; r < 4; r++)
+                y[j * y_stride + i + r] = xi[r * x_stride + j];
+    }
+    for (; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            y[j * y_stride + i] = x[i * x_stride + j];
+}

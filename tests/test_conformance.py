@@ -1,0 +1,110 @@
+"""Every kernel of every backend equals the oracle on integer data, on each instruction set of this machine."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv import config, registry, testing
+from fastconv.problem import OPS
+
+COUNT = 40  # cases for each operation
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_kernels_equal_the_oracle(op, backend, isa):
+    report = testing.Report(backend)
+    entry = registry.find_backend(backend)
+    with config.limit_isa(isa) if isa else config.threads(2):
+        for case in testing.cases(op, COUNT):
+            testing.check_case(case, entry, report)
+    assert not report.failed, "\n".join(report.failed[:5])
+    assert report.passed
+    unused = {kernel.name for kernel in entry.ready().kernels if op in kernel.ops} - set(report.kernels)
+    assert not unused, f"no case reached {unused}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_named_backend_takes_every_case(op, backend):
+    for case in testing.cases(op, COUNT):
+        assert case.call(backend).kernel.backend == backend, str(case)
+
+
+@pytest.mark.parametrize("activation", testing.SMOOTH_ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_smooth_activations(backend, activation, dtype, layout):
+    values = np.concatenate([np.linspace(-30, 30, 2399), np.linspace(-1e-3, 1e-3, 98), [-np.inf, np.inf, np.nan]])
+    x = values.astype(dtype).reshape((1, 1, 50, 50) if layout == "NCHW" else (1, 50, 50, 1))
+    weight = np.ones((1, 1, 1, 1), dtype)
+    options = {"activation": activation, "layout": layout}
+    assert fastconv.explain("conv2d", x, weight, **options, backend=backend).backend == backend
+    actual = fastconv.conv2d(x, weight, **options, backend=backend)
+    expected = fastconv.conv2d(x.astype(np.float64), weight.astype(np.float64), **options, backend="numpy")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=64 * np.finfo(dtype).eps)
+
+
+class TestTheComparer:
+    def test_equal_arrays_pass(self):
+        a = np.array([1.0, np.nan, np.inf], np.float32)
+        testing.assert_exact(a, a.copy())
+        testing.assert_close(a, a.copy(), 0.0)
+
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1.0 + 1e-6, -1.0])
+    def test_one_wrong_value_fails(self, wrong):
+        expected = np.ones((3, 4), np.float32)
+        actual = expected.copy()
+        actual[2, 1] = wrong
+        with pytest.raises(AssertionError, match=r"first at \(2, 1\)"):
+            testing.assert_exact(actual, expected)
+        with pytest.raises(AssertionError, match=r"1 of 12"):
+            testing.assert_close(actual, expected, 1e-7)
+
+    def test_a_nan_that_should_be_a_number_fails_and_vice_versa(self):
+        number, nan = np.array([1.0, 2.0]), np.array([1.0, np.nan])
+        assert math.isinf(testing.max_error(nan, number)) and math.isinf(testing.max_error(number, nan))
+
+    def test_shape_and_dtype_count(self):
+        with pytest.raises(AssertionError, match="shape"):
+            testing.assert_exact(np.ones(3), np.ones((1, 3)))
+        with pytest.raises(AssertionError, match="dtype"):
+            testing.assert_exact(np.ones(3), np.ones(3, np.float32))
+
+    def test_a_nearly_constant_reference_is_not_trusted(self):
+        case = next(testing.cases("conv2d", 1))
+        with pytest.raises(AssertionError, match="tests nothing"):
+            testing.trust(np.zeros(100), case)
+
+    def test_a_wrong_kernel_is_caught(self):
+        oracle = fastconv.kernels("conv2d", backend="numpy")[0]
+
+        def build(problem):
+            right = oracle.build(problem)
+
+            def run(output, *operands):
+                right(output, *operands)
+                output.flat[-1] += 1
+
+            return run
+
+        class OffByOne:
+            name = "off_by_one"
+            kernels = (fastconv.Kernel("conv_wrong", name, ("conv2d",), oracle.refuse, oracle.cost, build),)
+
+        fastconv.register_backend(OffByOne())
+        try:
+            report = testing.check_backend("off_by_one", ["conv2d"], count=2)
+        finally:
+            fastconv.unregister_backend("off_by_one")
+        assert len(report.failed) == 4 and "1 of" in report.failed[0]
+
+    def test_cases_differ_on_every_axis(self):
+        for case in testing.cases("conv3d", 20):
+            assert len(set(case.weight_shape[2:])) == 3, str(case)
+
+    def test_a_case_prints_as_code_that_makes_it(self):
+        from fastconv.testing import Case  # noqa: F401  (the text names fastconv.testing.Case)
+
+        case = list(testing.cases("deform_conv2d", 3))[-1]
+        assert eval(str(case)) == case  # the text is our own

@@ -1,0 +1,211 @@
+"""What the documents say exists and runs: paths, names, commands, examples, doctests, docstrings."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fastconv
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+SYMBOLS = {"N", "C", "O", "G", "D", "H", "W", "KD", "KH", "KW", "S", "P", "L", "OD", "OH", "OW", "DG"}
+PATH = re.compile(r"\.?[\w.-]+(/[\w.-]*)*")
+FILE_SUFFIXES = (".py", ".pyx", ".h", ".md", ".toml", ".jpg", ".png")
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "README.md").exists(), reason="the documents are not beside the tests"
+)
+
+
+def read(document):
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def code_words(document):
+    """Return what stands between single backticks."""
+    text = re.sub(r"```.*?```", "", read(document), flags=re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def blocks(document, language):
+    return re.findall(rf"```{language}\n(.*?)```", read(document), flags=re.DOTALL)
+
+
+def modules():
+    """Import and return every module of the package that can be imported here."""
+    found = [fastconv]
+    for info in pkgutil.walk_packages(fastconv.__path__, "fastconv.", onerror=lambda name: None):
+        if info.name.endswith("__main__"):
+            continue
+        try:
+            found.append(importlib.import_module(info.name))
+        except ImportError as error:
+            if (error.name or "").startswith("fastconv"):
+                raise
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_exists(document):
+    words = [word for word in code_words(document) if PATH.fullmatch(word)]
+    paths = {
+        word
+        for word in words
+        if "/" in word or word.endswith(FILE_SUFFIXES) or word in ("Makefile", "LICENSE")
+    }
+    paths |= set(re.findall(r"\]\((?!http)([^)]+)\)", read(document)))  # links and pictures
+    assert paths
+    assert not {path for path in paths if not (ROOT / path).exists()}
+
+
+def test_every_part_of_the_package_is_on_the_map():
+    named = set(code_words("CONTRIBUTING.md"))
+    files = [path for folder in ("fastconv", "tests", "bench", "src") for path in (ROOT / folder).iterdir()]
+    parts = {
+        str(path.relative_to(ROOT)) + "/" * path.is_dir()
+        for path in files
+        if path.suffix in (".py", ".pyx") or path.is_dir()
+    }
+    parts = {
+        part
+        for part in parts
+        if "__pycache__" not in part and not part.startswith(("tests/", "fastconv/backends"))
+    }
+    assert not parts - named
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_name_exists(document):
+    names = {name for word in code_words(document) for name in re.findall(r"\bfastconv(?:\.\w+)+", word)}
+    names -= {"fastconv.backends"} if document == "CONTRIBUTING.md" else set()  # the entry-point group
+    assert names
+    for name in names:
+        resolve(name)
+
+
+def resolve(name):
+    thing, parts = fastconv, name.split(".")[1:]
+    for index, part in enumerate(parts):
+        if not hasattr(thing, part):
+            importlib.import_module(".".join(["fastconv", *parts[: index + 1]]))
+        thing = getattr(thing, part)
+    return thing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_exists(document):
+    targets = set(re.findall(r"^([a-z][\w-]*):", read("Makefile"), flags=re.MULTILINE))
+    text = "\n".join(code_words(document) + blocks(document, "sh"))
+    named = set(re.findall(r"\bmake ([a-z]+)", text))
+    assert named
+    assert named <= targets
+
+
+def test_the_readme_names_every_environment_variable():
+    sources = "".join(path.read_text() for path in (ROOT / "fastconv").rglob("*.py"))
+    assert set(re.findall(r"FASTCONV_[A-Z_]+", sources)) == set(
+        re.findall(r"FASTCONV_[A-Z_]+", read("README.md"))
+    )
+
+
+def test_the_readme_names_every_error():
+    from fastconv import errors
+
+    assert set(errors.__all__) <= set(code_words("README.md"))
+
+
+def test_every_symbol_is_explained():
+    cells = {
+        cell.strip()
+        for row in read("CONTRIBUTING.md").splitlines()
+        if row.startswith("|")
+        for cell in row.split("|")
+    }
+    explained = {symbol for cell in cells for symbol in cell.split(", ")}
+    assert explained >= SYMBOLS
+
+
+def test_the_examples_run(capsys):
+    found = blocks("README.md", "python")
+    assert len(found) >= 5
+    namespace = {}
+    try:
+        for code in found:
+            exec(compile(code, "README.md", "exec"), namespace)
+    finally:
+        fastconv.set_default_backend(None)
+        if "windows" in [status.name for status in fastconv.backends()]:
+            fastconv.unregister_backend("windows")
+    printed = capsys.readouterr().out
+    assert "weight has 12 input channels per group" in printed
+    assert re.search(r"backend windows: [1-9]\d* checks passed, 0 failed", printed)
+
+
+def test_the_first_example_is_short():
+    lines = [
+        line
+        for line in blocks("README.md", "python")[0].splitlines()
+        if line and not line.startswith("import")
+    ]
+    assert len(lines) <= 10
+
+
+def test_the_entry_point_group_is_the_one_looked_for():
+    from fastconv.registry import ENTRY_POINT_GROUP
+
+    (example,) = blocks("README.md", "toml")
+    assert list(tomllib.loads(example)["project"]["entry-points"]) == [ENTRY_POINT_GROUP]
+
+
+def test_doctests():
+    attempted = 0
+    for module in modules():
+        if module.__name__.startswith("fastconv"):
+            result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+            assert result.failed == 0, module.__name__
+            attempted += result.attempted
+    assert attempted > 20
+
+
+def test_public_names_stay_what_they_are():
+    # A submodule of the same name would replace a function as soon as it is imported.
+    before = {name: getattr(fastconv, name) for name in fastconv.__all__}
+    modules()
+    assert {name: getattr(fastconv, name) for name in fastconv.__all__} == before
+    assert not [name for name, thing in before.items() if inspect.ismodule(thing)]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in fastconv.__all__ if inspect.isroutine(getattr(fastconv, name, None))]
+)
+def test_docstrings_are_numpydoc(name):
+    function = getattr(fastconv, name)
+    text = inspect.getdoc(function)
+    sections = dict(re.findall(r"(?ms)^(\w+)\n-{3,}\n(.*?)(?=^\w+\n-{3,}\n|\Z)", text))
+    assert "Examples" in sections
+    assert ">>>" in sections["Examples"]
+    named = {
+        part.lstrip("*")
+        for line in re.findall(r"(?m)^([\w*, ]+?)(?: :.*)?$", sections.get("Parameters", ""))
+        for part in line.split(", ")
+    }
+    assert set(inspect.signature(function).parameters) <= named
+
+
+@pytest.mark.parametrize(
+    "module",
+    [module for module in modules() if hasattr(module, "__all__")],
+    ids=lambda module: module.__name__,
+)
+def test_what_a_module_lists_is_there_and_documented(module):
+    assert inspect.getdoc(module)
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if inspect.isroutine(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), f"{module.__name__}.{name}"
