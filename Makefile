@@ -19,8 +19,8 @@ WHEEL = $(firstword $(wildcard $(VENV)/wheel/*.whl))
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -q
 
-# Optional: what the suite compares with where it is installed (5 GB).
-PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime
+# Optional: what the suite compares with where it is installed (5 GB). expecttest is for torch's OpInfo database.
+PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest
 
 # The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
 export PYTHONSAFEPATH := 1

@@ -36,6 +36,8 @@ OPTIONS = {
 }
 
 REMEMBERED_CALLS = 512
+# Of tables that the remembered calls hold: many sounds of different lengths must not fill the memory.
+REMEMBERED_BYTES = 1 << 26
 
 ndarray = np.ndarray
 Array = Any  # an array or whatever NumPy makes one of
@@ -81,9 +83,10 @@ def find_call(
     if call is None:
         call = prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
         with _lock:
-            while len(_calls) >= REMEMBERED_CALLS:
-                del _calls[next(iter(_calls))]
             _calls[key] = call
+            held = sum(other.table_bytes for other in _calls.values())
+            while len(_calls) > REMEMBERED_CALLS or (held > REMEMBERED_BYTES and len(_calls) > 1):
+                held -= _calls.pop(next(iter(_calls))).table_bytes
     return call
 
 
@@ -200,6 +203,11 @@ class Call:
             input = input[None]
         self.executable(result, input, weight, bias, offset, mask, threads)
         return self.finish(result, out)
+
+    @property
+    def table_bytes(self) -> int:
+        """Estimate of what the kernel's tables take: two words for each position along each axis."""
+        return 16 * sum(max(sizes) for sizes in zip(self.problem.input_size, self.problem.output_size, strict=True))
 
     def new_result(self) -> ndarray:
         """Return a new array for the kernel to fill: batched, in the type computed in."""

@@ -113,8 +113,9 @@ def _check_environment() -> None:
 def _info(arguments: argparse.Namespace) -> int:
     from .explain import config_text
 
-    text, statuses = config_text(), registry.backends()
-    facts = text.splitlines()[: -len(statuses) - 1]
+    statuses = registry.backends()
+    facts = config_text().splitlines()
+    facts = facts[: facts.index("backends:")]
     facts.insert(1, f"CPU: {cpu_model()}")
     if importlib.util.find_spec("rich") is None:
         print("\n".join((*facts, "backends:", *(f"  {status}" for status in statuses))))

@@ -20,8 +20,8 @@ __all__ = ["set_default_backend", "threads", "use_backend"]
 ISAS = ("baseline", "avx2", "avx512")
 LOG_LEVELS = {"off": None, "choices": "INFO", "refusals": "DEBUG"}
 
-# More are never of use; this keeps the number in the range of a C int.
-MAX_THREADS = 4096
+# More are never of use, and OpenMP ends the process where the system refuses to start one.
+MAX_THREADS = max(64, 2 * (os.cpu_count() or 1))
 
 # A request is the name of one backend or a tuple of names, in the order they are to be tried.
 Request = str | tuple[str, ...] | None

@@ -259,7 +259,7 @@ def register_backend(backend: Backend, *, replace: bool = False) -> None:
 
 
 def unregister_backend(name: str) -> None:
-    """Forget a backend that was registered; those of this package stay.
+    """Forget a backend that was registered; those of this package stay, or come back if they were replaced.
 
     Parameters
     ----------
@@ -271,6 +271,14 @@ def unregister_backend(name: str) -> None:
         If the name is unknown.
     ValueError
         If the backend belongs to this package.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> fastconv.unregister_backend("nonsense")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    fastconv.errors.BackendError: unknown backend 'nonsense'; known are ...
     """
     global generation
     with _lock:
@@ -426,7 +434,7 @@ def _cheapest_of_all(problem: Problem) -> Kernel:
     for *_, kernel, entry in sorted(accepted, key=lambda item: item[:2]):
         if entry.reason() is None:
             return kernel
-    raise UnsupportedError(f"no backend can run {problem}\n{_refusals(problem, _entries)}")
+    raise UnsupportedError(f"no backend can run {problem}\n{_refusals(problem, list(_entries))}")
 
 
 def _of_backend(problem: Problem, name: str) -> Kernel:
@@ -436,7 +444,7 @@ def _of_backend(problem: Problem, name: str) -> Kernel:
         raise BackendError(f"backend {name!r} ({entry.origin}) cannot be used: {reason}")
     accepted = _accepting(problem, entry)
     if not accepted:
-        takers = [other.name for other in _entries.values() if other is not entry and _takes(problem, other)]
+        takers = [other.name for other in list(_entries.values()) if other is not entry and _takes(problem, other)]
         raise UnsupportedError(
             f"backend {name!r} cannot run {problem}\n{_refusals(problem, [name])}\nbackends that can: {', '.join(takers) or 'none'}"
         )

@@ -3,13 +3,50 @@
  * Every activation hands a NaN on.
  */
 
+/* 2^n e^r with |r| <= log(2)/2: the Taylor series to the last bit. Beyond the range of the type: 0 and inf, as libm. */
+INLINE vec FN(exp_vec)(vec x)
+{
 #if IS_FLOAT
-#define EXP expf
-#define ERF erff
+    enum { DEGREE = 7, MANTISSA = 23, BIAS = 127 };
+    const real round = 12582912.0f, low = -105, high = 90; /* 1.5 * 2^23: adding it leaves n in the last bits */
+    const real log2_high = 0.693359375f, log2_low = -2.12194440e-4f;
 #else
-#define EXP exp
-#define ERF erf
+    enum { DEGREE = 13, MANTISSA = 52, BIAS = 1023 };
+    const real round = 6755399441055744.0, low = -746, high = 710; /* 1.5 * 2^52 */
+    const real log2_high = 6.93145751953125e-1, log2_low = 1.42860682030941723212e-6;
 #endif
+    static const double factorials[] = {1,         1,          0.5,         1. / 6,       1. / 24,       1. / 120,       1. / 720,
+                                        1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
+    x = FN(select)(x < low, FN(splat)(low), x);
+    x = FN(select)(x > high, FN(splat)(high), x);
+    vec shifted = FN(fma)(x, FN(splat)((real)1.44269504088896340736), FN(splat)(round)), n = shifted - round;
+    vec r = FN(fma)(n, FN(splat)(-log2_low), FN(fma)(n, FN(splat)(-log2_high), x)), sum = FN(splat)((real)factorials[DEGREE]);
+    UNROLL(13)
+    for (int i = DEGREE - 1; i >= 0; i--)
+        sum = FN(fma)(sum, r, FN(splat)((real)factorials[i]));
+    /* In two steps, as 2^n alone may not exist. */
+    ivec power = (ivec)shifted - (ivec)FN(splat)(round), half = power >> 1;
+    return sum * (vec)((half + BIAS) << MANTISSA) * (vec)((power - half + BIAS) << MANTISSA);
+}
+
+INLINE vec FN(gelu_vec)(vec v)
+{
+#if IS_FLOAT
+    /* erfc(z) for z >= 0 with a relative error of 1.2e-7: Press et al., Numerical Recipes, section 6.2. */
+    static const float c[] = {-1.26551223f, 1.00002368f, 0.37409196f, 0.09678418f, -0.18628806f,
+                              0.27886807f, -1.13520398f, 1.48851587f, -0.82215223f, 0.17087277f};
+    vec z = FN(select)(v < 0, -v, v) * (real)0.70710678118654752440, t = 1 / (1 + z * (real)0.5), sum = FN(splat)(c[9]);
+    UNROLL(9)
+    for (int i = 8; i >= 0; i--)
+        sum = FN(fma)(sum, t, FN(splat)(c[i]));
+    vec tail = (real)0.5 * t * FN(exp_vec)(sum - z * z);
+    return v * FN(select)(v < 0, tail, 1 - tail);
+#else
+    for (int i = 0; i < LANES; i++)
+        v[i] = 0.5 * v[i] * erfc(v[i] * -0.70710678118654752440);
+    return v;
+#endif
+}
 
 INLINE vec FN(activate_vec)(vec v, int64_t activation)
 {
@@ -26,13 +63,9 @@ INLINE vec FN(activate_vec)(vec v, int64_t activation)
         t = FN(select)(t > six, six, t);
         return v * t / six;
     case SILU:
-        for (int i = 0; i < LANES; i++)
-            v[i] = v[i] / (1 + EXP(-v[i]));
-        return v;
+        return v / (1 + FN(exp_vec)(-v));
     case GELU:
-        for (int i = 0; i < LANES; i++)
-            v[i] = (real)0.5 * v[i] * (1 + ERF(v[i] * (real)0.70710678118654752440));
-        return v;
+        return FN(gelu_vec)(v);
     default:
         return v;
     }
@@ -82,6 +115,3 @@ static void FN(store_rows)(const real *c, int64_t c_row, int64_t rows, const FN(
             }
     }
 }
-
-#undef EXP
-#undef ERF

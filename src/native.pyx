@@ -50,7 +50,7 @@ if watch_forks():
 OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride")
 
 # Where adding threads begins to pay: a region costs some microseconds, an idle pool wakes slowly.
-cdef double THREAD_NS = 12e3
+cdef double THREAD_NS = 20e3
 
 
 def isas():

@@ -26,12 +26,12 @@ def variant(op: str) -> str:
     return op[:-2]
 
 
-def sample(op: str, *, dtype: Any = np.float32, batch: int = 2, mask: bool = True, seed: int = 0) -> dict[str, Any]:
+def sample(op: str, *, dtype: Any = np.float32, batch: int = 2) -> dict[str, Any]:
     """Return the arrays of one call by argument name: integers, so that the result is exact in any order.
 
     Input channels 4, output channels 6. Displacements are multiples of a quarter.
     """
-    rng = np.random.default_rng([seed, len(op), rank(op)])
+    rng = np.random.default_rng([len(op), rank(op)])
     size, kernel = SIZES[rank(op)], KERNELS[rank(op)]
     transposed = variant(op) == "conv_transpose"
     arrays = {
@@ -43,8 +43,7 @@ def sample(op: str, *, dtype: Any = np.float32, batch: int = 2, mask: bool = Tru
         out = tuple(i - k + 1 for i, k in zip(size, kernel, strict=True))
         taps = int(np.prod(kernel))
         arrays["offset"] = rng.integers(-8, 9, (batch, rank(op) * taps, *out)) / 4
-        if mask:
-            arrays["mask"] = rng.integers(0, 3, (batch, taps, *out))
+        arrays["mask"] = rng.integers(0, 3, (batch, taps, *out))
     return {name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}
 
 
@@ -62,7 +61,9 @@ def call_on(backend: str, op: str, arguments: dict[str, Any], **options: Any) ->
 
 def plan_of(op: str, arguments: dict[str, Any], **options: Any) -> fastconv.Plan:
     """Return the plan for the same call: the shape of the input, the constant arrays and the options."""
-    given = {name: value for name, value in {**arguments, **options}.items() if name not in ("input", "offset", "mask")}
+    given = {**arguments, **options}
+    for name in ("input", "offset", "mask", "out"):
+        given.pop(name, None)
     if variant(op) == "deform_conv":
         given["mask"] = "mask" in arguments
     return fastconv.plan(op, np.shape(arguments["input"]), **given)
@@ -74,18 +75,20 @@ def run_plan(plan: fastconv.Plan, arguments: dict[str, Any], **options: Any) -> 
     return plan(**changing, **options)
 
 
-def python(code: str, *arguments: str, timeout: float = 100, path: Path | None = None, **environment: str | None) -> str:
-    """Run a program in a fresh interpreter and return what it prints.
+def python(
+    program: str | Path, *arguments: str, timeout: float = 100, path: Path | None = None, **environment: str
+) -> str:
+    """Run a program, or a file that holds one, in a fresh interpreter and return what it prints.
 
-    `environment` sets variables; None unsets one. `path` is searched before this package. Anything but success
-    is an AssertionError with the program's output; a program that hangs is killed and fails.
+    `environment` sets variables; `path` is searched before this package. Anything but success is an
+    AssertionError with the program's output; a program that hangs is killed and fails.
     """
     places = [str(place) for place in (path, ROOT, Path(__file__).parent) if place is not None]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FASTCONV_")}
-    set_now = {name: value for name, value in environment.items() if value is not None}
+    start = [str(program)] if isinstance(program, Path) else ["-c", program]
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**inherited, "PYTHONPATH": os.pathsep.join(places), **set_now},
+        [sys.executable, *start, *arguments],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(places), **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

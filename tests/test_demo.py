@@ -8,7 +8,6 @@ from helpers import normals
 from PIL import Image
 
 import fastconv
-
 from fastconv import demo
 from fastconv.demo import filters, photo
 

@@ -9,7 +9,7 @@ from fastconv.problem import OPS
 
 F2, F4, F8 = "float16", "float32", "float64"
 
-# (input, weight, bias) -> result. Integers and bools become the float that holds them, as in np.sin or np.mean.
+# (input, weight, bias) -> result. Integers and bools become the float that holds them.
 PROMOTIONS = [
     (F4, F4, None, F4),
     (F8, F8, None, F8),
@@ -49,7 +49,9 @@ def test_promotion(x, w, b, expected, backend):
         result = call_on(backend, op, arguments)
         assert result.dtype == expected
         assert result.dtype.isnative
-        reference = call(op, {name: array.astype(np.float64) for name, array in arguments.items()}, backend="numpy")
+        reference = call(
+            op, {name: array.astype(np.float64) for name, array in arguments.items()}, backend="numpy"
+        )
         np.testing.assert_array_equal(result, reference.astype(expected))
         plan = plan_of(op, {**arguments, "backend": backend}, dtype=expected)
         assert plan.dtype == expected
@@ -57,7 +59,9 @@ def test_promotion(x, w, b, expected, backend):
             np.testing.assert_array_equal(run_plan(plan, arguments), result)
 
 
-@pytest.mark.parametrize(("offset", "mask", "expected"), [(F8, F4, F8), (F4, F8, F8), (F2, F4, F4), (F4, "bool", F4)])
+@pytest.mark.parametrize(
+    ("offset", "mask", "expected"), [(F8, F4, F8), (F4, F8, F8), (F2, F4, F4), (F4, "bool", F4)]
+)
 def test_offset_and_mask_take_part_in_the_promotion(offset, mask, expected, backend):
     for op in ("deform_conv1d", "deform_conv2d", "deform_conv3d"):
         given = sample(op)
@@ -111,10 +115,13 @@ class TestBfloat16:
         np.testing.assert_array_equal(out.astype(np.float32), expected.astype(np.float32))
         plan = plan_of(op, arguments, backend=backend)
         assert plan.dtype == bfloat16
-        np.testing.assert_array_equal(run_plan(plan, arguments).astype(np.float32), expected.astype(np.float32))
+        np.testing.assert_array_equal(
+            run_plan(plan, arguments).astype(np.float32), expected.astype(np.float32)
+        )
 
     @pytest.mark.parametrize(
-        ("other", "expected"), [(F4, F4), (F8, F8), ("bool", "bfloat16"), ("int8", "bfloat16"), ("uint8", "bfloat16")]
+        ("other", "expected"),
+        [(F4, F4), (F8, F8), ("bool", "bfloat16"), ("int8", "bfloat16"), ("uint8", "bfloat16")],
     )
     def test_promotion(self, other, expected, bfloat16, backend):
         x, w = np.ones((1, 2, 5), bfloat16), np.ones((3, 2, 2), other)
@@ -137,7 +144,9 @@ class TestBfloat16:
     def test_smaller_types_are_refused(self, name, backend):
         small = np.dtype(getattr(pytest.importorskip("ml_dtypes"), name))
         with pytest.raises(TypeError, match=name):
-            fastconv.conv1d(np.ones((1, 1, 4)).astype(small), np.ones((1, 1, 2)).astype(small), backend=backend)
+            fastconv.conv1d(
+                np.ones((1, 1, 4)).astype(small), np.ones((1, 1, 2)).astype(small), backend=backend
+            )
 
 
 class TestForms:

@@ -33,7 +33,11 @@ CASES = [(op, options) for op in OPS for options in OPTIONS[variant(op)]]
 def test_a_plan_gives_what_the_function_gives(op, options, layout, backend):
     given = {**sample(op), **options, "layout": layout, "backend": backend}
     if layout == "NHWC":
-        given |= {name: np.moveaxis(given[name], 1, -1).copy() for name in ("input", "offset", "mask") if name in given}
+        given |= {
+            name: np.moveaxis(given[name], 1, -1).copy()
+            for name in ("input", "offset", "mask")
+            if name in given
+        }
     expected = call_on(backend, op, {name: value for name, value in given.items() if name != "backend"})
     plan = plan_of(op, given)
     assert plan.kernel.backend == backend
@@ -50,7 +54,9 @@ def test_a_plan_gives_what_the_function_gives(op, options, layout, backend):
 @pytest.mark.parametrize("op", OPS)
 def test_unbatched(op, backend):
     given = sample(op, batch=1)
-    single = {name: array[0] if name in ("input", "offset", "mask") else array for name, array in given.items()}
+    single = {
+        name: array[0] if name in ("input", "offset", "mask") else array for name, array in given.items()
+    }
     expected = call(op, given, backend=backend)[0]
     plan = plan_of(op, single, backend=backend)
     assert plan.kernel.backend == backend
@@ -65,7 +71,10 @@ def test_unbatched(op, backend):
 
 @pytest.mark.parametrize("op", OPS)
 def test_zero_batch(op, backend):
-    given = {name: array[:0] if name in ("input", "offset", "mask") else array for name, array in sample(op).items()}
+    given = {
+        name: array[:0] if name in ("input", "offset", "mask") else array
+        for name, array in sample(op).items()
+    }
     expected = call_on(backend, op, given)
     assert expected.shape[0] == 0
     assert expected.size == 0
@@ -100,7 +109,7 @@ def test_a_plan_outlives_its_arguments(op, backend):
         backend=backend,
     )
     gc.collect()
-    rubbish = [np.full(size, np.nan, np.float32) for size in range(1, 400)]  # over memory that was let go
+    rubbish = [np.full(size, np.nan, np.float32) for size in range(1, 100)]  # over memory that was let go
     np.testing.assert_array_equal(run_plan(plan, given), expected)
     assert rubbish
 
@@ -183,7 +192,7 @@ def test_offset_and_mask_must_be_as_planned(op, backend):
     ):
         with pytest.raises(TypeError, match=wanted):
             run()
-    with pytest.raises(TypeError, match="offset must have the planned dtype float32.*float64"):
+    with pytest.raises(TypeError, match=r"offset must have the planned dtype float32.*float64"):
         plan(x, offset.astype(np.float64), mask)
     with pytest.raises(fastconv.ShapeError, match="mask must have the planned shape"):
         plan(x, offset, mask[:, :-1])
@@ -229,14 +238,17 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-LARGER = {1: (2, 8, 20000), 2: (2, 8, 120, 130), 3: (2, 8, 20, 30, 40)}
+LARGER = {1: (2, 8, 9000), 2: (2, 8, 70, 80), 3: (2, 8, 12, 20, 24)}
 
 
 def larger(op: str) -> dict[str, np.ndarray]:
-    """Return a call whose result takes a megabyte or so, so that a buffer lost in a call is seen."""
+    """Return a call whose result takes half a megabyte or so, so that a buffer lost in a call is seen."""
     rng = np.random.default_rng(1)
     shape = LARGER[rank(op)]
-    given = {"input": rng.random(shape, np.float32), "weight": rng.random((8, 8) + (3,) * rank(op), np.float32)}
+    given = {
+        "input": rng.random(shape, np.float32),
+        "weight": rng.random((8, 8) + (3,) * rank(op), np.float32),
+    }
     if op in DEFORM_CONV:
         out = tuple(size - 2 for size in shape[2:])
         given["offset"] = rng.random((2, rank(op) * 3 ** rank(op), *out), np.float32)
@@ -257,27 +269,24 @@ def test_a_call_into_out_allocates_nothing(op, backend):
     gc.collect()
     tracemalloc.start()
     try:
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
         for _ in range(5):
             plan(*changing, out=out)
-        after, peak = tracemalloc.get_traced_memory()
+        before, peak = tracemalloc.get_traced_memory()
+        for _ in range(5):
+            plan(*changing, out=out)
+        after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Tuples and integers of the call itself come and go; NumPy's arrays are traced, too.
-    assert peak - before < 4096
-    assert after - before < 1024
+    # Tuples of the call itself come and go; NumPy's arrays are traced, too.
+    assert peak < 8192
+    assert after - before < 512
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("op", OPS)
 def test_calls_do_not_lose_memory(op, backend):
-    if backend == "numpy":
-        given = sample(op)
-        calls, allowed = 30, 4 << 20
-    else:
-        given = larger(op)
-        calls, allowed = 12, given["input"].nbytes * 3
+    given = sample(op) if backend == "numpy" else larger(op)
+    calls, allowed = (3, 4 << 20) if backend == "numpy" else (8, given["input"].nbytes * 3)
     plan = plan_of(op, given, backend=backend)
     out = np.empty(plan.output_shape, np.float32)
 
@@ -287,14 +296,27 @@ def test_calls_do_not_lose_memory(op, backend):
         call(op, given, backend=backend)
         plan_of(op, given, backend=backend)
 
-    for _ in range(3):
-        work()
+    work()
+    work()
     gc.collect()
     before = resident_bytes()
     for _ in range(calls):
         work()
     gc.collect()
     assert resident_bytes() - before < allowed
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
+def test_remembered_calls_do_not_fill_the_memory(backend):
+    """Sounds are long, and no two of one length; the tables of a call take eight bytes or more a sample."""
+    weight = np.ones((1, 1, 3), np.float32)
+    for extra in range(25):
+        x = np.zeros((1, 1, 1_000_000 + extra), np.float32)
+        out = np.empty_like(x)
+        fastconv.conv1d(x, weight, padding=1, out=out, backend=backend)
+        if extra == 8:
+            before = resident_bytes()
+    assert resident_bytes() - before < 50 << 20
 
 
 @pytest.mark.parametrize("op", OPS)

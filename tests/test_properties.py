@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fastconv
+from fastconv import testing
 from fastconv.problem import ACTIVATIONS, CONV, CONV_TRANSPOSE, DEFORM_CONV, LAYOUTS, OPS, PADDING_MODES
 from fastconv.testing import Case, assert_exact
 
@@ -555,7 +556,7 @@ class TestFormOfArrays:
 
     @pytest.mark.parametrize("op", OPS)
     def test_memory_mapped_input(self, backend, op, tmp_path):
-        case = next(case for case in fastcase(op))
+        case = small_case(op)
         operands = random_operands(case)
         mapped = {}
         for name, array in operands.items():
@@ -616,11 +617,9 @@ def framed_copy(array):
     return frame, middle
 
 
-def fastcase(op):
-    """Yield one small case of the operation, the same each time."""
-    from fastconv import testing
-
-    yield from testing.cases(op, 1, seed=5)
+def small_case(op):
+    """Return a case of the operation, the same each time."""
+    return next(testing.cases(op, 1, seed=5))
 
 
 def _strided(array):
@@ -815,7 +814,7 @@ class TestTypes:
     )
     @pytest.mark.parametrize("op", OPS)
     def test_integers_become_the_float_that_holds_them(self, backend, op, given_type, result_type):
-        case = next(fastcase(op))
+        case = small_case(op)
         options = case.options | {"activation": None}
         whole = {name: np.abs(np.round(array)) for name, array in case.arrays().items()}
         whole = {name: array.astype(given_type) for name, array in whole.items()}
@@ -827,7 +826,7 @@ class TestTypes:
 
     @pytest.mark.parametrize("op", OPS)
     def test_mixed_types_promote_as_numpy_says(self, backend, op):
-        case = next(fastcase(op))
+        case = small_case(op)
         operands = case.arrays()
         operands["input"] = operands["input"].astype(np.float32)
         operands["weight"] = operands["weight"].astype(np.float64)

@@ -106,7 +106,7 @@ class Corrected:
 
     @property
     def improvement(self) -> float:
-        return self.before / max(self.after, np.finfo(np.float32).tiny)
+        return self.before / max(self.after, float(np.finfo(np.float32).tiny))
 
     @property
     def succeeded(self) -> bool:

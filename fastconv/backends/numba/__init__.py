@@ -1,14 +1,17 @@
-"""The backend compiled by numba: its kernels, in order. They are those of the compiled backend, and so are the programs.
+"""The backend compiled by numba: its kernels, in order.
 
-Engines have the same names, take the same tables and run in the same threads as those in src/; only that they
-are compiled here, where they are needed. That is what lets an activation be any function that numba can compile.
-Numba itself is imported when a kernel is built, and not before.
+They are those of the cython backend, and so are the programs: engines have the same names, take the same
+tables and run in the same threads as those in src/. Only that they are compiled here, when they are first
+needed, which lets an activation be any function that numba can compile. Numba is imported when a kernel is
+built, and not before.
 
-- ``simd``: vectors, pointers and records for numba; ``engines``: compiling and caching
-- ``tile``, ``dense``, ``depthwise``, ``deform``, ``halo``, ``pack``, ``epilogue``: the engines, file by file as in src/
+- ``halo``, ``pack``, ``tile``, ``dense``, ``depthwise``, ``deform``, ``epilogue``: the engines, as in src/
+- ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
 - ``activation``: silu, gelu, and the functions of users
+- ``engines``: compiling and caching
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
@@ -38,7 +41,11 @@ def conv_kernel(name: str, ops: tuple[str, ...], layout: str, depthwise: bool) -
 
         return (lower_depthwise if depthwise else lower_dense)(problem, engines(chosen_isa()))
 
-    return Kernel(name, NAME, ops, refuse, lambda problem: HANDICAP * cost(problem), build)
+    return Kernel(name, NAME, ops, refuse, slower(cost), build)
+
+
+def slower(cost: Callable[[Problem], float]) -> Callable[[Problem], float]:
+    return lambda problem: HANDICAP * cost(problem)
 
 
 def refuse_dtype(problem: Problem) -> str | None:
@@ -65,7 +72,7 @@ class NumbaBackend:
         conv_kernel("conv_transpose_depthwise_nhwc", CONV_TRANSPOSE, "NHWC", True),
         conv_kernel("conv_transpose_dense_nchw", CONV_TRANSPOSE, "NCHW", False),
         conv_kernel("conv_transpose_dense_nhwc", CONV_TRANSPOSE, "NHWC", False),
-        Kernel("deform_conv_tile", NAME, DEFORM_CONV, refuse_dtype, lambda problem: HANDICAP * cost_deform(problem), build_deform),
+        Kernel("deform_conv_tile", NAME, DEFORM_CONV, refuse_dtype, slower(cost_deform), build_deform),
     )
 
     def unavailable(self) -> str | None:
@@ -78,7 +85,7 @@ class NumbaBackend:
             import numba
         except Exception as error:  # ImportError, or whatever a NumPy it was not made for provokes
             return f"numba cannot be imported: {error}; pip install numba"
-        if numba.config.DISABLE_JIT:
+        if getattr(numba.config, "DISABLE_JIT", False):
             return "compiling is switched off: the environment variable NUMBA_DISABLE_JIT is set"
         try:
             from . import engines  # noqa: F401

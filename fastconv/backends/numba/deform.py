@@ -1,9 +1,9 @@
 """Deformable convolution: points from learned offsets, linear samples, then the register tile.
 
 For a tile of output pixels and each block of input channels, the samples of a few taps are written to
-columns[pixel][tap][channel], which stay in L2 (mostly L1) until the tile has multiplied them into the sums of all
-output channels. The image has a border of zeros, so the corners of a point lie at fixed distances from one base
-and need no clamps; a point outside is sent to a pixel whose corners are all zero.
+columns[pixel][tap][channel], which stay in L2 (mostly L1) until the tile has multiplied them into the sums
+of all output channels. The image has a border of zeros, so the corners of a point lie at fixed distances from
+one base and need no clamps; a point outside is sent to a pixel whose corners are all zero.
 """
 
 from collections import namedtuple
@@ -11,12 +11,14 @@ from collections import namedtuple
 from numba.core import cgutils
 
 from .epilogue import finish_lanes, store_rows
-from .moves import copy, transpose
+from .moves import copy, load_some, store_some, transpose
 from .simd import (
     INTEGERS,
     WORD,
     address,
+    emit_at,
     emit_fma,
+    emit_get,
     emit_load,
     emit_splat,
     emit_store,
@@ -26,7 +28,6 @@ from .simd import (
     lanes,
     ll_vector,
     load,
-    load_part,
     reals,
     records,
     select,
@@ -35,7 +36,6 @@ from .simd import (
     stack_runs,
     stack_vectors,
     store,
-    store_part,
     to_integers,
     verb,
     void,
@@ -86,25 +86,12 @@ def deform_grid(a, first, pixels, grid):
 
 
 @helper
-def load_some(p, n):
-    return load(p) if n >= lanes(p) else load_part(p, n)
-
-
-@helper
-def store_some(p, vector, n):
-    if n >= lanes(vector):
-        store(p, vector)
-    else:
-        store_part(p, vector, n)
-
-
-@helper
 def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels):
     """One tap of one offset group: the base and the corner weights of each pixel.
 
-    The fraction is taken from the offset alone: added to a position first, it would lose the bits that the
-    position needs. A point is outside unless every coordinate lies in (-1, size), by ordered compares, before anything is
-    converted to an integer.
+    A point is outside unless every coordinate lies in (-1, size), by ordered compares, before anything is
+    converted to an integer. The fraction is the offset less a whole number: taken from the position, it would
+    lack the bits that the position rounds away.
     """
     size, shift, line = stack_integers(AXES), stack_integers(AXES), stack_integers(AXES)
     fraction = stack_vectors(offset, AXES)
@@ -121,16 +108,15 @@ def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels):
         share, start = one, to_integers(zero)
         for axis in range(first_axis, AXES):
             moved = load_some(offset + ((axis - first_axis) * plane + p), n)
-            whole = floor(moved)
-            rest = moved - whole
-            carry = select(rest < one, zero, one)  # an offset just below a whole number
-            low = load_some(work.grid + (axis * a.tile + p), n) + splat(offset, shift[axis]) + (whole + carry)
-            rest = rest - carry
-            inside = (low + rest > splat(offset, -1.0)) & (low + rest < splat(offset, size[axis]))
+            origin = load_some(work.grid + (axis * a.tile + p), n) + splat(offset, shift[axis])
+            at = origin + moved
+            inside = (at > splat(offset, -1.0)) & (at < splat(offset, size[axis]))
             share = select(inside | (share != share), share, zero)
-            share = select(moved == moved, share, nan)
-            start = start + to_integers(select(inside, low, zero) + one) * splat(start, line[axis])
-            store(fraction + axis * lanes(offset), select(inside, rest, zero))
+            share = select(at == at, share, nan)
+            low = floor(select(inside, at, zero))
+            rest = moved - (low - origin)
+            start = start + to_integers(low + one) * splat(start, line[axis])
+            store(fraction + axis * lanes(offset), select(inside & (rest > zero), rest, zero))
         store_some(base + p, select(share > zero, start, splat(start, a.outside)), n)
         for corner in range(1 << a.ndim):
             product = share
@@ -143,22 +129,21 @@ def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels):
 
 @verb
 def interpolate(to, source, deltas, weight, weight_step, mask, channels, corners):
-    """to[c] = mask * sum over corners of weight[corner] source[deltas[corner] + c]; whole vectors are written."""
+    """to[c] = mask * sum over corners of weight[corner] * source[deltas[corner] + c], in whole vectors."""
 
     def emit(builder, to, start, deltas, weight, weight_step, mask, channels, _):
-        def share(corner):
-            at = builder.gep(weight, [builder.mul(weight_step, WORD(corner))])
-            return emit_splat(builder, ll_vector(source), builder.load(at))
-
-        shares = [share(corner) for corner in range(corners.literal_value)]
-        pixels = [builder.gep(start, [builder.load(builder.gep(deltas, [WORD(corner)]))]) for corner in range(len(shares))]
-        factor = emit_splat(builder, ll_vector(source), mask)
+        vector, shares, pixels = ll_vector(source), [], []
+        for corner in range(corners.literal_value):
+            share = emit_get(builder, weight, builder.mul(weight_step, WORD(corner)))
+            shares.append(emit_splat(builder, vector, share))
+            pixels.append(emit_at(builder, start, emit_get(builder, deltas, corner)))
+        factor = emit_splat(builder, vector, mask)
         with cgutils.for_range_slice(builder, WORD(0), channels, WORD(source.lanes), WORD) as (c, _):
-            values = [emit_load(builder, source, builder.gep(pixel, [c])) for pixel in pixels]
+            values = [emit_load(builder, source, pixel, c) for pixel in pixels]
             total = builder.fmul(shares[0], values[0])
-            for part, value in zip(shares[1:], values[1:], strict=True):
-                total = emit_fma(builder, part, value, total)
-            emit_store(builder, source, builder.gep(to, [c]), builder.fmul(total, factor))
+            for share, value in zip(shares[1:], values[1:], strict=True):
+                total = emit_fma(builder, share, value, total)
+            emit_store(builder, source, emit_at(builder, to, c), builder.fmul(total, factor))
 
     return void(to, source, INTEGERS, weight, word, source.element, word, corners), emit
 
@@ -187,7 +172,9 @@ def deform_sample(a, work, x, channels, tap, taps, pixels, row):
 
 @helper
 def deform_multiply(a, work, w, taps, pixels, row, w_block, add):
-    ones, steps, pixel = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
+    """Multiply the samples of some taps into the sums of all output channels."""
+    ones, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
+    pixel = stack_integers(MAX_TILE_ROWS)
     for k in range(a.k_block):
         ones[k] = k
         steps[k] = k * a.w_width
@@ -196,16 +183,18 @@ def deform_multiply(a, work, w, taps, pixels, row, w_block, add):
         for block in range(a.w_blocks):
             channels = min(a.channels - block * a.w_width, a.w_width)
             nv = (channels + lanes(w) - 1) // lanes(w)
+            w_k = w + (block * w_block + k * a.w_width)
             for p in range(0, pixels, lane_rows(w)):
                 rows = min(pixels - p, lane_rows(w))
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
                 c = work.sums + (block * a.tile + p) * a.w_width
-                tile(rows, nv, count, pixel, ones, w + (block * w_block + k * a.w_width), steps, c, a.w_width, add or k > 0)
+                tile(rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
 
 
 @helper
 def deform_finish(a, work, group, pixels, y):
+    """Bias, activation and the way out for the output channels of one weight group."""
     run = stack_runs(a, 1)
     run.at, run.count, run.y = 0, pixels, 0
     for block in range(a.w_blocks):
@@ -236,17 +225,21 @@ def deform(a, begin, end, thread):
             block = records(a, a.blocks, "block")[b]
             if block.offset_group != offset_group:
                 offset_group = block.offset_group
-                offset = reals(a, a.offset) + (image * a.offset_image + offset_group * taps * a.ndim * plane + first)
-                mask = reals(a, a.mask) + (image * a.mask_image + offset_group * taps * plane + first)
+                first_tap = offset_group * taps
+                offset = reals(a, a.offset) + (image * a.offset_image + first_tap * a.ndim * plane + first)
+                mask = reals(a, a.mask) + (image * a.mask_image + first_tap * plane + first)
                 for t in range(taps):
-                    deform_points(a, work, offset + t * a.ndim * plane, plane, mask + t * plane, a.mask != 0, t, pixels)
+                    offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
+                    deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels)
             x, w = reals(a, a.x) + (image * a.x_image + block.x), reals(a, a.w) + block.w
             row, w_block = a.tap_block * block.channels, taps * block.channels * a.w_width
             for t in range(0, taps, a.tap_block):
                 some = min(taps - t, a.tap_block)
                 deform_sample(a, work, x, block.channels, t, some, pixels, row)
-                deform_multiply(a, work, w + t * block.channels * a.w_width, some * block.channels, pixels, row, w_block, add)
+                w_t = w + t * block.channels * a.w_width
+                deform_multiply(a, work, w_t, some * block.channels, pixels, row, w_block, add)
                 add = True
             if block.last:
-                deform_finish(a, work, block.group, pixels, reals(a, a.y) + (image * a.y_image + first * a.y_w))
+                y = reals(a, a.y) + (image * a.y_image + first * a.y_w)
+                deform_finish(a, work, block.group, pixels, y)
                 add = False

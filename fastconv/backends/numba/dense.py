@@ -1,9 +1,9 @@
 """The dense product around the register tile: K blocks, panels, and which pixels and channels a task has.
 
-``dense_rows`` puts pixels into the vectors. For each K block it stitches a panel [k][pixels] of one tile's width,
-about 24 KB that stay in L1 while every block of output channels passes over it. With few output channels a group
-the stitching would not pay, and the vectors read the image in line space as it is (`direct`), rubbish between
-the rows included, which is dropped on the way out.
+``dense_rows`` puts pixels into the vectors. For each K block it stitches a panel [k][pixels] of one tile's
+width, about 24 KB that stay in L1 while every block of output channels passes over it. With few output
+channels a group the stitching would not pay, and the vectors read the image in line space as it is
+(`direct`), rubbish between the rows included, which is dropped on the way out.
 
 ``dense_lanes`` puts output channels into the vectors and broadcasts pixels from the image through the table.
 """
@@ -12,7 +12,17 @@ from numba import int64
 
 from .epilogue import finish_lanes, finish_row, store_rows
 from .moves import copy, copy_over, transpose
-from .simd import address, elements_before, helper, integers, lanes, reals, records, stack_integers, stack_runs
+from .simd import (
+    address,
+    elements_before,
+    helper,
+    integers,
+    lanes,
+    reals,
+    records,
+    stack_integers,
+    stack_runs,
+)
 from .tile import (
     MAX_K_BLOCK,
     MAX_PIXEL_BLOCK,
@@ -77,7 +87,7 @@ def pixel_runs(a, part, pixel, count, runs):
 
 @helper
 def line_runs(part, position, count, runs):
-    """The pixels among `count` positions of line space from `position` on; the rubbish between rows is left out."""
+    """The pixels among `count` positions of line space from `position` on; not the rubbish between rows."""
     d, rest = position // part.x_d, position % part.x_d
     h, w = rest // part.x_h, rest % part.x_h
     found = 0
@@ -106,8 +116,8 @@ def line_runs(part, position, count, runs):
 def stitch(panel, width, x, x_end, offsets, count, runs, run_count):
     """panel[k][0..width) from the image.
 
-    Whole vectors are copied from left to right, so that a run covers what the one before wrote too much; where
-    that would read past the end of the array, elements are copied singly.
+    Whole vectors are copied from left to right, so that a run covers what the one before wrote too much;
+    where that would read past the end of the array, exactly the run is copied.
     """
     last = runs[run_count - 1]
     reach = last.x + last.count + lanes(x)
@@ -126,10 +136,10 @@ def stitch(panel, width, x, x_end, offsets, count, runs, run_count):
 @helper
 def within(x, x_end, offsets, count, width):
     """Whether whole rows of a panel can be read from the image itself."""
-    for i in range(count):
-        if elements_before(x + offsets[i], x_end) < width:
-            return False
-    return True
+    i = 0
+    while i < count and elements_before(x + offsets[i], x_end) >= width:
+        i += 1
+    return i == count
 
 
 def dense_rows(a, begin, end, thread):
@@ -225,11 +235,12 @@ def dense_lanes(a, begin, end, thread):
             k = kb * a.k_block
             count = min(part.taps - k, a.k_block)
             for p in range(0, pixels, lane_rows(a)):
-                rows = min(pixels - p, lane_rows(a))
-                tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c + p * width, width, kb)
+                rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
+                tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb)
         if a.b or a.activation:
+            b = bias + (group * a.channels + first)
             for p in range(pixels):
-                finish_lanes(c + p * width, channels, bias + (group * a.channels + first), a.b != 0, a.activation)
+                finish_lanes(c + p * width, channels, b, a.b != 0, a.activation)
         if a.y_channel == 1:
             for s in range(found):
                 run = runs[s]

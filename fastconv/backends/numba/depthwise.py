@@ -1,8 +1,8 @@
-"""One input channel a group. There is no matrix product to block, so what counts is how often a value is moved.
+"""One input channel a group. There is no matrix product to block: what counts is how often a value is moved.
 
-``depthwise_planes`` (channels first) sums strips of eight vectors of pixels, whose halo is made in the thread's own
-scratch. ``depthwise_pixels`` (channels last) makes no halo at all: each tap of each pixel has an address, from
-three tables, and padding is a row of zeros.
+``depthwise_planes`` (channels first) sums strips of eight vectors of pixels, whose halo is made in the
+thread's own scratch. ``depthwise_pixels`` (channels last) makes no halo at all: each tap of each pixel has an
+address, from three tables, and padding is a row of zeros.
 """
 
 from .epilogue import finish_lanes, finish_row, store_rows
@@ -13,9 +13,11 @@ from .simd import (
     WORD,
     address,
     elements_before,
+    emit_at,
     emit_first,
     emit_fma,
-    emit_load,
+    emit_get,
+    emit_loads,
     emit_loop,
     emit_masked_load,
     emit_out_of_line,
@@ -25,6 +27,7 @@ from .simd import (
     helper,
     integers,
     lanes,
+    ll_reals,
     ll_vector,
     reals,
     records,
@@ -38,8 +41,8 @@ from .simd import (
 from .tile import shapes_for
 
 STRIP = 8  # vectors: their sums, a weight and a load fit 16 registers
-PIXELS, VECTORS = 4, 4
-STRIP_PIXELS = PIXELS * VECTORS
+PIXELS, PIXEL_VECTORS = 4, 4
+PIXEL_SUMS = PIXELS * PIXEL_VECTORS
 
 
 def emit_strip(kind, vectors):
@@ -47,14 +50,15 @@ def emit_strip(kind, vectors):
 
     def emit(builder, count, x, x_offsets, w, w_offsets, c, add):
         def step(k, sums):
-            x_k, w_k = builder.load(builder.gep(x_offsets, [k])), builder.load(builder.gep(w_offsets, [k]))
-            weight = emit_splat(builder, ll_vector(kind), builder.load(builder.gep(w, [w_k])))
-            at = builder.gep(x, [x_k])
-            pixels = [emit_load(builder, kind, builder.gep(at, [WORD(v * kind.lanes)])) for v in range(vectors)]
-            return [emit_fma(builder, weight, pixel, total) for pixel, total in zip(pixels, sums, strict=True)]
+            x_k, w_k = emit_get(builder, x_offsets, k), emit_get(builder, w_offsets, k)
+            weight = emit_splat(builder, ll_vector(kind), emit_get(builder, w, w_k))
+            values = emit_loads(builder, kind, emit_at(builder, x, x_k), vectors)
+            return [
+                emit_fma(builder, weight, value, total) for value, total in zip(values, sums, strict=True)
+            ]
 
         totals = emit_loop(builder, count, zeros(kind, vectors), step)
-        emit_totals(builder, kind, totals, [builder.gep(c, [WORD(v * kind.lanes)]) for v in range(vectors)], add)
+        emit_totals(builder, kind, totals, [emit_at(builder, c, v * kind.lanes) for v in range(vectors)], add)
 
     return emit
 
@@ -65,7 +69,8 @@ def strip(vectors, count, x, x_offsets, w, w_offsets, c, add):
 
     def emit(builder, vectors, *args):
         def case(v):
-            return lambda: emit_out_of_line(builder, f"fastconv_strip_{v}_{x.element}x{x.lanes}", args, emit_strip(x, v))
+            name = f"fastconv_strip_{v}_{x.element}x{x.lanes}"
+            return lambda: emit_out_of_line(builder, name, args, emit_strip(x, v))
 
         emit_switch(builder, vectors, {v: case(v) for v in range(1, STRIP + 1)})
 
@@ -74,8 +79,8 @@ def strip(vectors, count, x, x_offsets, w, w_offsets, c, add):
 
 @helper
 def band_lines(a, x, first_row, scratch):
-    """The band of one channel in line space: in place if the array reaches far enough behind it, else a haloed copy."""
-    map_d, map_h = integers(a.map_d), integers(a.map_h)
+    """The band of one channel in line space: in place if the array reaches far enough, else a haloed copy."""
+    map_d, map_h, map_w, runs = integers(a.map_d), integers(a.map_h), integers(a.map_w), integers(a.runs)
     lines = min(a.h_lines - first_row, a.band_lines)
     if a.direct:
         reach = (a.lines_d - 1) * a.line_d + (first_row + lines) * a.line_h + STRIP * lanes(x)
@@ -90,7 +95,7 @@ def band_lines(a, x, first_row, scratch):
                 row = x
                 if inside:
                     row = x + (from_d * a.x_d + from_h * a.x_h)
-                fill_row(to, a.line_phase, row, inside, a.x_w, a.w_phases, a.w_lines, integers(a.map_w), integers(a.runs))
+                fill_row(to, a.line_phase, row, inside, a.x_w, a.w_phases, a.w_lines, map_w, runs)
     return scratch
 
 
@@ -110,8 +115,8 @@ def depthwise_planes(a, begin, end, thread):
             rows = min(part.n_h - first_row, a.band)
             if rows <= 0:
                 continue
-            # All rows of the band are one strip of line space: what lies between two rows is computed and dropped,
-            # so that narrow images fill the vectors too.
+            # All rows of the band are one strip of line space: what lies between two rows is computed and
+            # dropped, so that narrow images fill the vectors too.
             length = (rows - 1) * part.x_h + part.n_w
             for o in range(channel * a.multiplier, (channel + 1) * a.multiplier):
                 w = reals(a, a.w) + o * a.kernel_taps
@@ -123,11 +128,12 @@ def depthwise_planes(a, begin, end, thread):
                     h, left = 0, 0  # the row at `at`, and how much of it has been written
                     for at in range(0, length, strip_pixels):
                         count = min(length - at, strip_pixels)
+                        vectors = (count + lanes(a) - 1) // lanes(a)
                         k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
                         for kb in range(k_blocks):
                             k = kb * a.k_block
                             taps = min(part.taps - k, a.k_block)
-                            strip((count + lanes(a) - 1) // lanes(a), taps, x + at, x_offsets + k, w, w_offsets + k, c, kb)
+                            strip(vectors, taps, x + at, x_offsets + k, w, w_offsets + k, c, kb)
                         if a.b or a.activation:
                             finish_row(c, count, b, a.activation)
                         while h < rows:
@@ -145,27 +151,25 @@ def depthwise_planes(a, begin, end, thread):
 
 
 def emit_pixels(kind, vectors, masked):
-    """Return what emits the sums of PIXELS pixels by so many vectors of channels, or by a part of one vector."""
+    """Return what emits the sums of PIXELS pixels by so many vectors of channels, or a part of one vector."""
 
     def emit(builder, part, count, taps, channel, w, w_offsets, c, add):
-        def value(pixel, v):
+        def load_pixel(tap):
+            pixel = emit_at(builder, builder.inttoptr(tap, ll_reals(kind)), channel)
             if masked:
-                return emit_masked_load(builder, kind, pixel, emit_first(builder, kind, part))
-            return emit_load(builder, kind, builder.gep(pixel, [WORD(v * kind.lanes)]))
+                return [emit_masked_load(builder, kind, pixel, emit_first(builder, kind, part))]
+            return emit_loads(builder, kind, pixel, vectors)
 
         def step(k, sums):
-            w_k = builder.gep(w, [builder.load(builder.gep(w_offsets, [k]))])
-            weights = [emit_load(builder, kind, builder.gep(w_k, [WORD(v * kind.lanes)])) for v in range(vectors)]
-            updated = []
-            for r in range(PIXELS):
-                tap = builder.load(builder.gep(taps, [builder.add(builder.mul(k, WORD(PIXELS)), WORD(r))]))
-                pixel = builder.gep(builder.inttoptr(tap, w.type), [channel])
-                updated += [emit_fma(builder, weights[v], value(pixel, v), sums[r * vectors + v]) for v in range(vectors)]
-            return updated
+            weights = emit_loads(builder, kind, emit_at(builder, w, emit_get(builder, w_offsets, k)), vectors)
+            k_taps = emit_at(builder, taps, builder.mul(k, WORD(PIXELS)))
+            values = [value for r in range(PIXELS) for value in load_pixel(emit_get(builder, k_taps, r))]
+            factors = zip(weights * PIXELS, values, sums, strict=True)
+            return [emit_fma(builder, weight, value, total) for weight, value, total in factors]
 
         totals = emit_loop(builder, count, zeros(kind, PIXELS * vectors), step)
-        places = [builder.gep(c, [WORD((r * VECTORS + v) * kind.lanes)]) for r in range(PIXELS) for v in range(vectors)]
-        emit_totals(builder, kind, totals, places, add)
+        numbers = [r * PIXEL_VECTORS + v for r in range(PIXELS) for v in range(vectors)]
+        emit_totals(builder, kind, totals, [emit_at(builder, c, n * kind.lanes) for n in numbers], add)
 
     return emit
 
@@ -187,8 +191,7 @@ def pixels(vectors, part, count, taps, channel, w, w_offsets, c, add):
 @verb
 def most_vectors(like):
     """Vectors of channels that PIXELS pixels have registers for."""
-    rows, vectors = shapes_for(like)[1]
-    return word(like), lambda builder, _: WORD(vectors)
+    return word(like), lambda builder, _: WORD(shapes_for(like)[1][1])
 
 
 def depthwise_pixels(a, begin, end, thread):
@@ -196,7 +199,7 @@ def depthwise_pixels(a, begin, end, thread):
     w, bias = reals(a, a.w), reals(a, a.b)
     zeros = reals(a, a.work + thread * a.work_stride)
     taps = integers(address(zeros + a.w_stride))
-    c = stack_vectors(a, STRIP_PIXELS)
+    c = stack_vectors(a, PIXEL_SUMS)
     clear(zeros, a.w_stride)
     for task in range(begin, end):
         image, rest = task // a.tasks, task % a.tasks
@@ -238,10 +241,9 @@ def depthwise_pixels(a, begin, end, thread):
                 for kb in range(k_blocks):
                     k = kb * a.k_block
                     some = min(count - k, a.k_block)
-                    # Padding reads from the row of zeros at the same channel, so that row is as long as a pixel.
                     pixels(vectors, done, some, taps + k * PIXELS, channel, w + channel, w_offsets + k, c, kb)
                 for r in range(here):
-                    c_r = c + r * VECTORS * lanes(a)
+                    c_r = c + r * PIXEL_VECTORS * lanes(a)
                     if a.b or a.activation:
                         finish_lanes(c_r, done, bias + channel, a.b != 0, a.activation)
                     copy(y + ((p + r) * part.y_w + channel), c_r, done)

@@ -1,12 +1,14 @@
-"""Bias, activation and the way out. Results arrive in a small buffer, are finished there in whole vectors (so that an
-element at a tail is rounded like any other) and are then only moved. Every activation hands a NaN on.
+"""Bias, activation and the way out.
+
+Results arrive in a small buffer, are finished there in whole vectors (so that an element at a tail is rounded
+like any other) and are then only moved. Every activation hands a NaN on.
 
 The word `activation` is one of the codes below, or else the address of a compiled function that works on an
-array in place: so silu, gelu and the functions of users cost one small compilation each, and the engines none.
+array in place: silu, gelu and the functions of users cost one small compilation each, and the engines none.
 """
 
-from .moves import copy, copy_spread, copy_strided, transpose
-from .simd import at_least, at_most, call, helper, lanes, load, load_part, splat, store
+from .moves import copy, copy_spread, copy_strided, load_some, transpose
+from .simd import at_least, at_most, call, helper, lanes, load, splat, store
 
 LINEAR, RELU, RELU6, HARDSWISH = 0, 1, 2, 5
 LAST_CODE = 6
@@ -39,10 +41,7 @@ def finish_lanes(c, count, bias, has_bias, activation):
     for i in range(0, count, lanes(c)):
         v = load(c + i)
         if has_bias:
-            if count - i >= lanes(c):
-                v = v + load(bias + i)
-            else:
-                v = v + load_part(bias + i, count - i)
+            v = v + load_some(bias + i, count - i)
         store(c + i, activate(v, activation))
     if activation > LAST_CODE:
         call(activation, c, count)

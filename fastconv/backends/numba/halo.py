@@ -1,7 +1,7 @@
 """The haloed image. After it, everything is a stride-1 sum: padding, strides and phases are gone.
 
-An image is copied through one index map an axis (-1: zero). Along W a phase is a run through the source in equal
-steps, with whatever the padding mode asks for on both sides of it.
+An image is copied through one index map an axis (-1: zero). Along W a phase is a run through the source in
+equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
 from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, transpose
@@ -80,15 +80,16 @@ def halo_pixels(a, begin, end, thread):
                 clear(to, a.w_lines * a.y_w)
             if not inside:
                 continue
-            run_begin, run_end = runs[0], runs[1]
-            if run_end > run_begin:
-                run = x + runs[2] * a.x_w
-                count = run_end - run_begin
-                fill_pixels(to + run_begin * a.y_w, a.y_w, run, a.x_channel, runs[3] * a.x_w, count, channels, a.repeat, first)
-            for i in range(a.w_lines):
-                if run_begin <= i < run_end:
-                    continue
+            i = 0
+            while i < a.w_lines:
+                # The run in one piece, and single pixels before and behind it.
+                count = max(runs[1] - i, 1) if i >= runs[0] else 1
+                step = runs[3] * a.x_w
                 if index[i] < 0:
                     clear(to + i * a.y_w, channels)
                 else:
-                    fill_pixels(to + i * a.y_w, a.y_w, x + index[i] * a.x_w, a.x_channel, a.x_w, 1, channels, a.repeat, first)
+                    source = x + index[i] * a.x_w
+                    fill_pixels(
+                        to + i * a.y_w, a.y_w, source, a.x_channel, step, count, channels, a.repeat, first
+                    )
+                i += count

@@ -8,7 +8,9 @@ from .simd import (
     INTEGERS,
     WORD,
     bytes_of,
+    emit_at,
     emit_first,
+    emit_get,
     emit_load,
     emit_loop,
     emit_masked_load,
@@ -18,7 +20,6 @@ from .simd import (
     helper,
     ir,
     lanes,
-    ll_element,
     load,
     load_part,
     narrow,
@@ -33,6 +34,20 @@ from .simd import (
 )
 
 
+@helper
+def load_some(p, n):
+    """A vector, or as much of one as there is."""
+    return load(p) if n >= lanes(p) else load_part(p, n)
+
+
+@helper
+def store_some(p, vector, n):
+    if n >= lanes(vector):
+        store(p, vector)
+    else:
+        store_part(p, vector, n)
+
+
 @verb
 def copy(y, x, n):
     """Exactly n elements, of arrays that do not overlap."""
@@ -42,15 +57,15 @@ def copy(y, x, n):
 
         def step(k, _):
             at = builder.mul(k, size)
-            emit_store(builder, y, builder.gep(y_, [at]), emit_load(builder, x, builder.gep(x_, [at])))
+            emit_store(builder, y, emit_at(builder, y_, at), emit_load(builder, x, x_, at))
             return []
 
         whole, rest = builder.udiv(n, size), builder.urem(n, size)
         emit_loop(builder, whole, [], step)
         with builder.if_then(builder.icmp_signed(">", rest, WORD(0))):
             at, mask = builder.mul(whole, size), emit_first(builder, y, rest)
-            part = emit_masked_load(builder, x, builder.gep(x_, [at]), mask)
-            emit_masked_store(builder, y, builder.gep(y_, [at]), part, mask)
+            part = emit_masked_load(builder, x, emit_at(builder, x_, at), mask)
+            emit_masked_store(builder, y, emit_at(builder, y_, at), part, mask)
 
     return void(y, x, word), emit
 
@@ -62,7 +77,7 @@ def copy_over(y, x, n):
     def emit(builder, y_, x_, n):
         def step(k, _):
             at = builder.mul(k, WORD(y.lanes))
-            emit_store(builder, y, builder.gep(y_, [at]), emit_load(builder, x, builder.gep(x_, [at])))
+            emit_store(builder, y, emit_at(builder, y_, at), emit_load(builder, x, x_, at))
             return []
 
         emit_loop(builder, builder.udiv(builder.add(n, WORD(y.lanes - 1)), WORD(y.lanes)), [], step)
@@ -78,13 +93,14 @@ def clear(y, n):
         size, (zero,) = WORD(y.lanes), zeros(y, 1)
 
         def step(k, _):
-            emit_store(builder, y, builder.gep(y_, [builder.mul(k, size)]), zero)
+            emit_store(builder, y, emit_at(builder, y_, builder.mul(k, size)), zero)
             return []
 
         whole, rest = builder.udiv(n, size), builder.urem(n, size)
         emit_loop(builder, whole, [], step)
         with builder.if_then(builder.icmp_signed(">", rest, WORD(0))):
-            emit_masked_store(builder, y, builder.gep(y_, [builder.mul(whole, size)]), zero, emit_first(builder, y, rest))
+            last = emit_at(builder, y_, builder.mul(whole, size))
+            emit_masked_store(builder, y, last, zero, emit_first(builder, y, rest))
 
     return void(y, word), emit
 
@@ -95,8 +111,8 @@ def copy_strided(y, y_step, x, x_step, n):
 
     def emit(builder, y_, y_step, x_, x_step, n):
         def step(k, _):
-            value = builder.load(builder.gep(x_, [builder.mul(k, x_step)]))
-            builder.store(value, builder.gep(y_, [builder.mul(k, y_step)]))
+            value = emit_get(builder, x_, builder.mul(k, x_step))
+            builder.store(value, emit_at(builder, y_, builder.mul(k, y_step)))
             return []
 
         emit_loop(builder, n, [], step)
@@ -110,12 +126,12 @@ def copy_mapped(y, x, x_step, index, n):
 
     def emit(builder, y_, x_, x_step, index_, n):
         def step(k, _):
-            source = builder.load(builder.gep(index_, [k]))
+            source = emit_get(builder, index_, k)
             exists = builder.icmp_signed(">=", source, WORD(0))
             safe = builder.select(exists, source, WORD(0))
-            value = builder.load(builder.gep(x_, [builder.mul(safe, x_step)]))
-            zero = ir.Constant(ll_element(x.element), 0.0)
-            builder.store(builder.select(exists, value, zero), builder.gep(y_, [k]))
+            value = emit_get(builder, x_, builder.mul(safe, x_step))
+            zero = ir.Constant(value.type, 0.0)
+            builder.store(builder.select(exists, value, zero), emit_at(builder, y_, k))
             return []
 
         emit_loop(builder, n, [], step)
@@ -156,6 +172,11 @@ def copy_spread(y, x, n):
 
 
 @helper
+def load_quads(x, x_stride):
+    return load(x), load(x + x_stride), load(x + 2 * x_stride), load(x + 3 * x_stride)
+
+
+@helper
 def transpose_quads(a, b, c, d):
     """The columns of four short vectors."""
     ab0, ab1 = shuffle(a, b, 0, 4, 1, 5), shuffle(a, b, 2, 6, 3, 7)
@@ -166,13 +187,12 @@ def transpose_quads(a, b, c, d):
 
 @helper
 def transpose(y, y_stride, x, x_stride, rows, columns):
-    """y[j][i] = x[i][j] for i < rows, j < columns; in blocks of 4 x 4, so that both sides move in short vectors."""
+    """y[j][i] = x[i][j] for i < rows, j < columns; by 4 x 4, so that both sides move in short vectors."""
     whole_rows, whole_columns = rows & ~3, columns & ~3
     for i in range(0, whole_rows, 4):
         for j in range(0, whole_columns, 4):
             source, to = narrow(x + (i * x_stride + j), 4), narrow(y + (j * y_stride + i), 4)
-            a, b, c, d = load(source), load(source + x_stride), load(source + 2 * x_stride), load(source + 3 * x_stride)
-            a, b, c, d = transpose_quads(a, b, c, d)
+            a, b, c, d = transpose_quads(*load_quads(source, x_stride))
             store(to, a)
             store(to + y_stride, b)
             store(to + 2 * y_stride, c)

@@ -1,13 +1,13 @@
 """Weight packing: y[sum][group][block][k][width] = x[row][offsets[k]], zero in rows past the last.
 
-A task is a piece of k of one block of output channels, in every sum: the sums of a transposed convolution take
-their taps from the same cache lines. Sources are visited in the order they lie in (`x_offsets` of a sum holds
-the k of each), so that a kernel that wants taps and channels the other way round is still a blocked transpose,
-whose rows merely land elsewhere.
+A task is a piece of k of one block of output channels, in every sum: the sums of a transposed convolution
+take their taps from the same cache lines. Sources are visited in the order they lie in (`x_offsets` of a sum
+holds the k of each), so that a kernel that wants taps and channels the other way round is still a blocked
+transpose, whose rows merely land elsewhere.
 """
 
-from .moves import clear, copy_strided, transpose_quads
-from .simd import helper, integers, load, narrow, reals, records, store
+from .moves import clear, copy_strided, load_quads, transpose_quads
+from .simd import helper, integers, narrow, reals, records, store
 
 
 @helper
@@ -24,8 +24,7 @@ def pack_piece(y, width, x, x_row, rows, offsets, order, count):
         for r in range(0, whole_rows, 4):
             x_r, y_r = narrow(source + r * x_row, 4), narrow(y + r, 4)
             for k in range(0, quads, 4):
-                a, b, c, d = load(x_r + k), load(x_r + (x_row + k)), load(x_r + (2 * x_row + k)), load(x_r + (3 * x_row + k))
-                a, b, c, d = transpose_quads(a, b, c, d)
+                a, b, c, d = transpose_quads(*load_quads(x_r + k, x_row))
                 store(y_r + to[k] * width, a)
                 store(y_r + to[k + 1] * width, b)
                 store(y_r + to[k + 2] * width, c)

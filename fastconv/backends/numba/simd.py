@@ -4,20 +4,20 @@ Numba has no types for these, so this file teaches it three:
 
 - ``Vector``: a register of so many lanes, with ``+ - * /`` and the verbs below;
 - ``Pointer``: an address that knows its element type and how wide a vector is here: ``p[i]``, ``p + n``;
-- ``Record``: a pointer to 64-bit words that have names (``fastconv.lowering.program.WORDS``): ``a.x_image``,
-  ``sums[i].taps``.
+- ``Record``: a pointer to 64-bit words that have names (``fastconv.lowering.program.WORDS``):
+  ``a.x_image``, ``sums[i].taps``.
 
 An engine gets a Record, and everything else follows from the type of that argument: the same Python function
 compiles for float32 and float64 and for every vector width, helpers included, without a literal or a closure
 (numba's disk cache does not hit for functions closed over intrinsics or types).
 
-Functions named ``emit_*`` write LLVM instructions and serve those verbs that are emitted whole, like the tile.
+Functions named ``emit_*`` write LLVM instructions, for the verbs that are emitted whole, like the tile.
 """
 
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -25,27 +25,31 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.imputils import lower_builtin, lower_getattr_generic, lower_setattr_generic
-from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
+from numba.core.typing import templates
+from numba.core.typing.templates import signature
 from numba.extending import intrinsic, register_model
 
 from ...lowering.program import WORDS
 
 # A helper of an engine: compiled into it, never called from Python. Nothing is ever divided by zero.
-helper = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+helper: Any = njit(**_OPTIONS)
 
 # Stretches of consecutive pixels: read from x on, results at..at+count of a buffer, written from y on.
 LAYOUTS = WORDS | {"run": ("x", "at", "count", "y")}
 
+# Tables that engines write to. All others are constant while an engine runs.
 MUTABLE = ("run",)
 
 WORD = ir.IntType(64)
 INDEX = ir.IntType(32)
+INTEGER_POINTER = WORD.as_pointer()
 
 word = types.int64
 void = types.void
 
 
-# ---- Types ---------------------------------------------------------------------------------------------------------
+# ---- Types -------------------------------------------------------------------------------------------------
 
 
 class Vector(types.Type):
@@ -92,17 +96,21 @@ class Record(types.Type):
 INTEGERS = Pointer(types.int64, 1)
 
 
-def ll_element(element: types.Type) -> ir.Type:
+def ll_element(element: Any) -> ir.Type:
     if isinstance(element, types.Boolean):
         return ir.IntType(1)
     return {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int64: WORD}[element]
+
+
+def ll_reals(kind: Any) -> ir.PointerType:
+    return ll_element(kind.element).as_pointer()
 
 
 def ll_vector(kind: Any) -> ir.VectorType:
     return ir.VectorType(ll_element(kind.element), kind.lanes)
 
 
-def bytes_of(element: types.Type) -> int:
+def bytes_of(element: Any) -> int:
     return element.bitwidth // 8
 
 
@@ -126,16 +134,16 @@ register_model(Pointer)(models.PointerModel)
 @register_model(Record)
 class _RecordModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Record):
-        super().__init__(manager, kind, WORD.as_pointer())
+        super().__init__(manager, kind, INTEGER_POINTER)
 
 
-# ---- Operators -----------------------------------------------------------------------------------------------------
+# ---- Operators ---------------------------------------------------------------------------------------------
 
 
 def _operator(op: Callable, formals: tuple, resolve: Callable, emit: Callable) -> None:
     """Give `op` a meaning on types of these classes: `resolve` returns the signature, `emit` the value."""
 
-    class Meaning(AbstractTemplate):
+    class Meaning(templates.AbstractTemplate):
         key = op
 
         def generic(self, args: Any, kws: Any) -> Any:
@@ -143,7 +151,7 @@ def _operator(op: Callable, formals: tuple, resolve: Callable, emit: Callable) -
                 return resolve(*args)
             return None
 
-    infer_global(op)(Meaning)
+    templates.infer_global(op)(Meaning)
     lower_builtin(op, *formals)(lambda context, builder, sig, args: emit(builder, sig, *args))
 
 
@@ -194,11 +202,11 @@ _operator(
 )
 
 
-@infer_getattr
-class _RecordFields(AttributeTemplate):
+@templates.infer_getattr
+class _RecordFields(templates.AttributeTemplate):
     key = Record
 
-    def generic_resolve(self, record: Record, field: str) -> Any:
+    def generic_resolve(self, record: Any, field: str) -> Any:  # type: ignore[override]
         return types.int64 if field in record.fields else None
 
 
@@ -210,7 +218,7 @@ def _word(builder: Any, kind: Record, record: Any, field: str) -> Any:
 def _get_word(context: Any, builder: Any, kind: Record, record: Any, field: str) -> Any:
     value = builder.load(_word(builder, kind, record, field))
     if kind.layout not in MUTABLE:
-        # No store to an array can change it, which LLVM has no other way to know: it is loaded once and not in every round.
+        # No store to an array can change it. LLVM cannot know, and would load it again in every round.
         value.set_metadata("invariant.load", builder.module.add_metadata([]))
     return value
 
@@ -221,7 +229,7 @@ def _set_word(context: Any, builder: Any, sig: Any, args: Any, field: str) -> No
     builder.store(value, _word(builder, sig.args[0], record, field))
 
 
-# ---- Verbs ---------------------------------------------------------------------------------------------------------
+# ---- Verbs -------------------------------------------------------------------------------------------------
 
 
 def verb(define: Callable) -> Callable:
@@ -242,7 +250,8 @@ def verb(define: Callable) -> Callable:
 
     parameters = list(inspect.signature(define).parameters.values())
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    typing.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # numba reads it
+    # It is from here that numba takes the names and number of the arguments.
+    typing.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
     return intrinsic(prefer_literal=True)(typing)
 
 
@@ -252,19 +261,20 @@ def verb(define: Callable) -> Callable:
 @verb
 def reals(like, address):
     """The elements at an address found in a record, of the element type and vector width of `like`."""
-    return reals_of(like)(like, word), lambda builder, _, at: builder.inttoptr(at, ll_element(like.element).as_pointer())
+    return reals_of(like)(like, word), lambda builder, _, at: builder.inttoptr(at, ll_reals(like))
 
 
 @verb
 def integers(address):
     """The 64-bit integers at an address."""
-    return INTEGERS(word), lambda builder, at: builder.inttoptr(at, WORD.as_pointer())
+    return INTEGERS(word), lambda builder, at: builder.inttoptr(at, INTEGER_POINTER)
 
 
 @verb
 def records(like, address, layout):
     """The records of a layout at an address."""
-    return like.of(layout.literal_value)(like, word, layout), lambda builder, _, at, __: builder.inttoptr(at, WORD.as_pointer())
+    kind = like.of(layout.literal_value)
+    return kind(like, word, layout), lambda builder, _, at, __: builder.inttoptr(at, INTEGER_POINTER)
 
 
 @verb
@@ -305,16 +315,16 @@ def stack_integers(count):
 @verb
 def stack_vectors(like, count):
     """Room for the elements of so many vectors in the frame of the function that says so."""
-    return reals_of(like)(like, count), lambda builder, _, __: emit_stack(
-        builder, ll_element(like.element), like.lanes * count.literal_value
-    )
+    element, elements = ll_element(like.element), like.lanes * count.literal_value
+    return reals_of(like)(like, count), lambda builder, *_: emit_stack(builder, element, elements)
 
 
 @verb
 def stack_runs(like, count):
     """Room for runs in the frame of the function that says so."""
     kind = like.of("run")
-    return kind(like, count), lambda builder, _, __: emit_stack(builder, WORD, count.literal_value * len(kind.fields))
+    words = count.literal_value * len(kind.fields)
+    return kind(like, count), lambda builder, *_: emit_stack(builder, WORD, words)
 
 
 @verb
@@ -331,31 +341,52 @@ def call(function, values, count):
 # Vectors.
 
 
+def emit_at(builder: Any, pointer: Any, offset: Any) -> Any:
+    """The pointer that lies so many elements further."""
+    return builder.gep(pointer, [WORD(offset) if isinstance(offset, int) else offset])
+
+
+def emit_get(builder: Any, pointer: Any, offset: Any) -> Any:
+    """The element that lies so many elements further."""
+    return builder.load(emit_at(builder, pointer, offset))
+
+
+def emit_shuffle(builder: Any, a: Any, b: Any, chosen: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INDEX, len(chosen)), chosen))
+
+
 def emit_splat(builder: Any, vector: ir.VectorType, value: Any) -> Any:
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, INDEX(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(INDEX, vector.count), [0] * vector.count))
+    return emit_shuffle(builder, first, first, [0] * vector.count)
 
 
-def emit_load(builder: Any, kind: Any, pointer: Any) -> Any:
-    vector = builder.load(builder.bitcast(pointer, ll_vector(kind).as_pointer()))
-    vector.align = bytes_of(kind.element)
-    return vector
+def emit_load(builder: Any, kind: Any, pointer: Any, offset: Any = 0) -> Any:
+    """Load a vector from so many elements further."""
+    place = builder.bitcast(emit_at(builder, pointer, offset), ll_vector(kind).as_pointer())
+    return builder.load(place, align=bytes_of(kind.element))
+
+
+def emit_loads(builder: Any, kind: Any, pointer: Any, vectors: int) -> list:
+    """Load so many vectors that lie side by side."""
+    return [emit_load(builder, kind, pointer, v * kind.lanes) for v in range(vectors)]
 
 
 def emit_store(builder: Any, kind: Any, pointer: Any, vector: Any) -> None:
-    builder.store(vector, builder.bitcast(pointer, ll_vector(kind).as_pointer())).align = bytes_of(kind.element)
+    place = builder.bitcast(pointer, ll_vector(kind).as_pointer())
+    builder.store(vector, place, align=bytes_of(kind.element))
 
 
 def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    # "fmuladd" is one fused instruction where the processor has it, and never a call to a library.
+    """a * b + c, rounded once where the processor has an instruction for it."""
+    # llvm.fma would call a function of the C library, very slowly, where it has not.
     return emit_call(builder, "llvm.fmuladd", a.type, [a, b, c])
 
 
 def emit_call(builder: Any, name: str, vector: ir.VectorType, args: list) -> Any:
     """Call an intrinsic of LLVM that maps vectors to a vector."""
-    bits = {ir.FloatType(): 32, ir.DoubleType(): 64}[vector.element]
+    name += f".v{vector.count}f{32 if vector.element == ir.FloatType() else 64}"
     kind = ir.FunctionType(vector, [vector] * len(args))
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{vector.count}f{bits}"), args)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
 def emit_first(builder: Any, kind: Any, n: Any) -> Any:
@@ -367,14 +398,14 @@ def emit_first(builder: Any, kind: Any, n: Any) -> Any:
 
 def emit_masked_load(builder: Any, kind: Any, pointer: Any, mask: Any) -> Any:
     """Load some lanes, zeros in the others."""
-    whole = ll_vector(kind)
-    args = [builder.bitcast(pointer, whole.as_pointer()), INDEX(bytes_of(kind.element)), mask, ir.Constant(whole, None)]
-    return _masked(builder, kind, "load", whole, args)
+    (zero,) = zeros(kind, 1)
+    place, align = builder.bitcast(pointer, zero.type.as_pointer()), INDEX(bytes_of(kind.element))
+    return _masked(builder, kind, "load", zero.type, [place, align, mask, zero])
 
 
 def emit_masked_store(builder: Any, kind: Any, pointer: Any, vector: Any, mask: Any) -> None:
-    args = [vector, builder.bitcast(pointer, vector.type.as_pointer()), INDEX(bytes_of(kind.element)), mask]
-    _masked(builder, kind, "store", ir.VoidType(), args)
+    place, align = builder.bitcast(pointer, vector.type.as_pointer()), INDEX(bytes_of(kind.element))
+    _masked(builder, kind, "store", ir.VoidType(), [vector, place, align, mask])
 
 
 def _masked(builder: Any, kind: Any, verb: str, result: ir.Type, args: list) -> Any:
@@ -409,7 +440,11 @@ def store(p, vector):
 @verb
 def load_part(p, n):
     """The first n elements, zeros behind them; nothing behind them is touched."""
-    return vector_of(p)(p, word), lambda builder, at, n: emit_masked_load(builder, p, at, emit_first(builder, p, n))
+
+    def emit(builder, at, n):
+        return emit_masked_load(builder, p, at, emit_first(builder, p, n))
+
+    return vector_of(p)(p, word), emit
 
 
 @verb
@@ -423,12 +458,13 @@ def store_part(p, vector, n):
 @verb
 def splat(like, value):
     """A vector all of whose lanes are `value`."""
-    return vector_of(like)(like, like.element), lambda builder, _, value: emit_splat(builder, ll_vector(like), value)
+    vector = vector_of(like)
+    return vector(like, like.element), lambda builder, _, value: emit_splat(builder, ll_vector(like), value)
 
 
 @verb
 def fma(a, b, c):
-    """a * b + c, rounded once."""
+    """a * b + c, rounded once where the processor has an instruction for it."""
     return a(a, b, c), emit_fma
 
 
@@ -460,7 +496,8 @@ def to_integers(v):
 
     def emit(builder, value):
         # By way of 32 bits, to which every instruction set converts whole vectors.
-        return builder.sext(builder.fptosi(value, ir.VectorType(INDEX, v.lanes)), ir.VectorType(WORD, v.lanes))
+        short = builder.fptosi(value, ir.VectorType(INDEX, v.lanes))
+        return builder.sext(short, ir.VectorType(WORD, v.lanes))
 
     return Vector(word, v.lanes)(v), emit
 
@@ -468,8 +505,8 @@ def to_integers(v):
 @verb
 def evens(a, b):
     """Every second lane of two vectors, from the first on."""
-    chosen = ir.Constant(ir.VectorType(INDEX, a.lanes), list(range(0, 2 * a.lanes, 2)))
-    return a(a, b), lambda builder, a, b: builder.shuffle_vector(a, b, chosen)
+    chosen = list(range(0, 2 * a.lanes, 2))
+    return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
 
 
 @verb
@@ -480,9 +517,8 @@ def store_spread(p, v):
         half = v.lanes // 2
         mask = ir.Constant(ir.VectorType(ir.IntType(1), v.lanes), [1, 0] * half)
         for part in (0, 1):
-            chosen = ir.Constant(ir.VectorType(INDEX, v.lanes), [part * half + i // 2 for i in range(v.lanes)])
-            spread = builder.shuffle_vector(value, value, chosen)
-            emit_masked_store(builder, v, builder.gep(at, [WORD(part * v.lanes)]), spread, mask)
+            spread = emit_shuffle(builder, value, value, [part * half + i // 2 for i in range(v.lanes)])
+            emit_masked_store(builder, v, emit_at(builder, at, part * v.lanes), spread, mask)
 
     return void(p, v), emit
 
@@ -490,11 +526,11 @@ def store_spread(p, v):
 @verb
 def shuffle(a, b, i, j, k, m):
     """Four lanes out of the eight of two short vectors."""
-    chosen = ir.Constant(ir.VectorType(INDEX, 4), [index.literal_value for index in (i, j, k, m)])
-    return a(a, b, i, j, k, m), lambda builder, a, b, *_: builder.shuffle_vector(a, b, chosen)
+    chosen = [index.literal_value for index in (i, j, k, m)]
+    return a(a, b, i, j, k, m), lambda builder, a, b, *_: emit_shuffle(builder, a, b, chosen)
 
 
-# ---- Code that is emitted whole ------------------------------------------------------------------------------------
+# ---- Code that is emitted whole ----------------------------------------------------------------------------
 
 
 def emit_loop(builder: Any, count: Any, start: list, step: Callable) -> list:
@@ -514,8 +550,9 @@ def emit_loop(builder: Any, count: Any, start: list, step: Callable) -> list:
     k.add_incoming(WORD(0), before)
     k.add_incoming(following, last)
     for first, old, new, end in zip(start, carried, updated, final, strict=True):
-        for phi, block, value in ((old, before, first), (old, last, new), (end, before, first), (end, last, new)):
-            phi.add_incoming(value, block)
+        for phi in (old, end):
+            phi.add_incoming(first, before)
+            phi.add_incoming(new, last)
     return final
 
 
@@ -536,6 +573,7 @@ def _as_written(branch: Any) -> None:
 
 
 def zeros(kind: Any, count: int) -> list:
+    """So many vectors of zeros, for sums to start from."""
     return [ir.Constant(ll_vector(kind), None)] * count
 
 
@@ -550,12 +588,12 @@ def emit_totals(builder: Any, kind: Any, totals: list, places: list, add: Any) -
                 emit_store(builder, kind, place, total)
 
 
-def emit_out_of_line(builder: Any, name: str, args: list, emit: Callable) -> None:
-    """Call a function that is emitted at its first use and never inlined, so that it has all registers to itself."""
+def emit_out_of_line(builder: Any, name: str, args: Sequence, emit: Callable) -> None:
+    """Call a function that is emitted at its first use and never inlined: it has all registers to itself."""
     kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     if not function.blocks:
-        function.linkage = "linkonce_odr"  # one copy, however many engines are linked from modules that have it
+        function.linkage = "linkonce_odr"  # one copy, however many modules that have it are linked
         function.attributes.add("noinline")
         function.attributes.add("nounwind")
         inner = ir.IRBuilder(function.append_basic_block("entry"))

@@ -2,10 +2,10 @@
 
     c[r][j] (+)= sum_k rows[r][a_offsets[k]] * b[b_offsets[k] + j],   j < vectors * LANES
 
-Rows are broadcast, columns are vectors, and both are found through tables, so that strides, dilations, phases,
-packed and unpacked weights, stitched panels and images read in place are all the same code. Each call sums
-from zero and then stores or adds: the error grows with the K block and not with K, and the result does not
-depend on where a tile lies. Each shape is a function of its own, emitted fully unrolled.
+Rows are broadcast, columns are vectors, and both are found through tables, so that strides, dilations,
+phases, packed and unpacked weights, stitched panels and images read in place are all the same code. Each call
+sums from zero and then stores or adds: the error grows with the K block and not with K, and the result does
+not depend on where a tile lies. Each shape is a function of its own, emitted fully unrolled.
 """
 
 import platform
@@ -16,14 +16,16 @@ from .simd import (
     INTEGERS,
     WORD,
     bytes_of,
+    emit_at,
     emit_fma,
-    emit_load,
+    emit_get,
+    emit_loads,
     emit_loop,
     emit_out_of_line,
     emit_splat,
     emit_switch,
     emit_totals,
-    ll_element,
+    ll_reals,
     ll_vector,
     verb,
     void,
@@ -79,22 +81,21 @@ def emit_tile(kind: Any, row_count: int, vector_count: int) -> Callable:
     """Return what emits the body of a tile of one shape."""
 
     def emit(builder, count, rows, a_offsets, b, b_offsets, c, c_row, add):
-        real = ll_element(kind.element).as_pointer()
-        row = [builder.inttoptr(builder.load(builder.gep(rows, [WORD(r)])), real) for r in range(row_count)]
+        row = [builder.inttoptr(emit_get(builder, rows, r), ll_reals(kind)) for r in range(row_count)]
 
         def step(k, sums):
-            a_k, b_k = builder.load(builder.gep(a_offsets, [k])), builder.load(builder.gep(b_offsets, [k]))
-            at = builder.gep(b, [b_k])
-            columns = [emit_load(builder, kind, builder.gep(at, [WORD(v * kind.lanes)])) for v in range(vector_count)]
+            a_k, b_k = emit_get(builder, a_offsets, k), emit_get(builder, b_offsets, k)
+            columns = emit_loads(builder, kind, emit_at(builder, b, b_k), vector_count)
             updated = []
             for r in range(row_count):
-                a = emit_splat(builder, ll_vector(kind), builder.load(builder.gep(row[r], [a_k])))
-                updated += [emit_fma(builder, a, column, sums[r * vector_count + v]) for v, column in enumerate(columns)]
+                a = emit_splat(builder, ll_vector(kind), emit_get(builder, row[r], a_k))
+                row_sums = sums[r * vector_count : (r + 1) * vector_count]
+                updated += [emit_fma(builder, a, b, c) for b, c in zip(columns, row_sums, strict=True)]
             return updated
 
         totals = emit_loop(builder, count, zeros(kind, row_count * vector_count), step)
-        c_rows = [builder.gep(c, [builder.mul(c_row, WORD(r))]) for r in range(row_count)]
-        places = [builder.gep(at, [WORD(v * kind.lanes)]) for at in c_rows for v in range(vector_count)]
+        c_rows = [emit_at(builder, c, builder.mul(c_row, WORD(r))) for r in range(row_count)]
+        places = [emit_at(builder, at, v * kind.lanes) for at in c_rows for v in range(vector_count)]
         emit_totals(builder, kind, totals, places, add)
 
     return emit
@@ -103,12 +104,15 @@ def emit_tile(kind: Any, row_count: int, vector_count: int) -> Callable:
 @verb
 def tile(rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
     """Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a."""
-    shapes = {(r, v) for most_r, most_v in shapes_for(b) for r in range(1, most_r + 1) for v in range(1, most_v + 1)}
+    full = shapes_for(b)
+    shapes = {(r + 1, v + 1) for most_r, most_v in full for r in range(most_r) for v in range(most_v)}
 
     def emit(builder, rows, vectors, *args):
         def case(r, v):
-            return lambda: emit_out_of_line(builder, f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}", args, emit_tile(b, r, v))
+            name = f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}"
+            return lambda: emit_out_of_line(builder, name, args, emit_tile(b, r, v))
 
-        emit_switch(builder, builder.add(builder.mul(rows, WORD(8)), vectors), {8 * r + v: case(r, v) for r, v in sorted(shapes)})
+        number = builder.add(builder.mul(rows, WORD(8)), vectors)
+        emit_switch(builder, number, {8 * r + v: case(r, v) for r, v in sorted(shapes)})
 
     return void(word, word, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit
