@@ -19,6 +19,7 @@ from .problem import Problem, axis_names, dims, parse_op
 __all__ = ["OPTIONS", "Call", "find_call", "prepare"]
 
 # Operands that a call may leave out.
+OPERANDS = ("input", "weight", "bias", "offset", "mask")
 OPTIONAL = frozenset({"bias", "offset", "mask"})
 
 # The options of every operation and what they are if not given, in the one order in which they are passed around.
@@ -57,7 +58,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def find_call(
-    op: str, input: Array, weight: Array, bias: Array, offset: Array, mask: Array, options: tuple, backend: Any, fresh: bool = False
+    op: str,
+    input: Array,
+    weight: Array,
+    bias: Array,
+    offset: Array,
+    mask: Array,
+    options: tuple,
+    backend: Any,
+    fresh: bool = False,
 ) -> "Call":
     """Return the remembered call for these shapes, types, options and settings, or make it.
 
@@ -108,7 +117,9 @@ def prepare(
     """Validate the arguments, choose a kernel and build it. Only shapes and types of the arrays are looked at."""
     config.environment_log()
     operands = {"input": input, "weight": weight, "bias": bias, "offset": offset, "mask": mask}
-    result_dtype = result_type({name: array.dtype for name, array in operands.items() if array is not None}, dtype)
+    result_dtype = result_type(
+        {name: array.dtype for name, array in operands.items() if array is not None}, dtype
+    )
     named = dict(zip(OPTIONS, options, strict=True))
     variant, ndim = parse_op(op)
     if variant == "deform_conv" and offset is None:
@@ -121,7 +132,9 @@ def prepare(
         weight.shape,
         dtype=np.float64 if result_dtype == np.float64 else np.float32,
         bias_shape=None if bias is None else bias.shape,
-        offset_shape=None if offset is None else _channels_first("offset", offset, unbatched, ndim, channels_last),
+        offset_shape=None
+        if offset is None
+        else _channels_first("offset", offset, unbatched, ndim, channels_last),
         mask_shape=None if mask is None else _channels_first("mask", mask, unbatched, ndim, channels_last),
         prepared=prepared,
         **named,
@@ -148,10 +161,16 @@ def result_type(dtypes: dict[str, np.dtype], dtype: Any = None) -> np.dtype:
         if result.kind in "iub":
             result = np.result_type(result, np.float32)
     except TypeError:
-        wrong = f"dtype {dtype!r} is not a type" if dtype is not None else "no type holds all arguments by NumPy's promotion rules"
+        wrong = (
+            f"dtype {dtype!r} is not a type"
+            if dtype is not None
+            else "no type holds all arguments by NumPy's promotion rules"
+        )
         raise TypeError(f"{wrong} ({listed})") from None
     if result.name not in ("float16", "bfloat16", "float32", "float64"):
-        raise TypeError(f"the result would be {result}, but must be float16, bfloat16, float32 or float64 ({listed})")
+        raise TypeError(
+            f"the result would be {result}, but must be float16, bfloat16, float32 or float64 ({listed})"
+        )
     return result.newbyteorder("=")
 
 
@@ -159,22 +178,39 @@ def _batched_shape(name: str, array: ndarray, unbatched: bool, ndim: int) -> tup
     return (1, *array.shape) if unbatched else array.shape
 
 
-def _channels_first(name: str, array: ndarray, unbatched: bool, ndim: int, channels_last: bool) -> tuple[int, ...]:
+def _channels_first(
+    name: str, array: ndarray, unbatched: bool, ndim: int, channels_last: bool
+) -> tuple[int, ...]:
     shape = _batched_shape(name, array, unbatched, ndim)
     if len(shape) != ndim + 2:
         letters = [f"O{axis}" for axis in axis_names(ndim)]
         letters = [*letters, "channels"] if channels_last else ["channels", *letters]
         wanted = dims(*letters) if unbatched else dims("N", *letters)
-        raise ShapeError(f"{name} must have {ndim + 2 - unbatched} dimensions {wanted} like the input, got shape {array.shape}")
+        raise ShapeError(
+            f"{name} must have {ndim + 2 - unbatched} dimensions {wanted} like the input, got shape {array.shape}"
+        )
     return (shape[0], shape[-1], *shape[1:-1]) if channels_last else shape
 
 
 class Call:
     """A problem bound to a kernel and to the form its arrays come in."""
 
-    __slots__ = ("dtype", "executable", "kernel", "problem", "result_dtype", "result_shape", "source", "unbatched")
+    __slots__ = (
+        "affordable",
+        "as_is",
+        "dtype",
+        "executable",
+        "kernel",
+        "problem",
+        "result_dtype",
+        "result_shape",
+        "source",
+        "unbatched",
+    )
 
-    def __init__(self, problem: Problem, kernel: registry.Kernel, source: str, unbatched: bool, result_dtype: np.dtype):
+    def __init__(
+        self, problem: Problem, kernel: registry.Kernel, source: str, unbatched: bool, result_dtype: np.dtype
+    ):
         self.problem = problem
         self.kernel = kernel
         self.source = source
@@ -182,17 +218,26 @@ class Call:
         self.dtype = problem.dtype
         self.result_dtype = result_dtype
         self.result_shape = problem.output_shape
+        self.as_is = not unbatched and result_dtype == problem.dtype  # the kernel's output is the result
+        self.affordable = False  # whether a new result is known to fit in memory
         # An empty batch has nothing to run, so nothing is built for it.
         self.executable = kernel.build(problem) if problem.batch else _nothing
 
     def __call__(
-        self, input: ndarray, weight: Array, bias: Array, offset: Array, mask: Array, out: ndarray | None, num_threads: int | None
+        self,
+        input: ndarray,
+        weight: Array,
+        bias: Array,
+        offset: Array,
+        mask: Array,
+        out: ndarray | None,
+        num_threads: int | None,
     ) -> ndarray:
         threads = config.thread_count(num_threads)
         if out is None:
             result = self.new_result()
         else:
-            result = self.check_out(out, {"input": input, "weight": weight, "bias": bias, "offset": offset, "mask": mask})
+            result = self.check_out(out, (input, weight, bias, offset, mask))
         dtype = self.dtype
         input = as_operand(input, dtype)
         weight = None if weight is None else as_operand(weight, dtype)
@@ -202,19 +247,23 @@ class Call:
         if self.unbatched:
             input = input[None]
         self.executable(result, input, weight, bias, offset, mask, threads)
-        return self.finish(result, out)
+        return result if result is out or (out is None and self.as_is) else self.finish(result, out)
 
     @property
     def table_bytes(self) -> int:
         """Estimate of what the kernel's tables take: two words for each position along each axis."""
-        return 16 * sum(max(sizes) for sizes in zip(self.problem.input_size, self.problem.output_size, strict=True))
+        return 16 * sum(
+            max(sizes) for sizes in zip(self.problem.input_size, self.problem.output_size, strict=True)
+        )
 
     def new_result(self) -> ndarray:
         """Return a new array for the kernel to fill: batched, in the type computed in."""
-        check_memory("the output", self.result_shape, self.dtype)
+        if not self.affordable:
+            check_memory("the output", self.result_shape, self.dtype)
+            self.affordable = True
         return np.empty(self.result_shape, self.dtype)
 
-    def check_out(self, out: ndarray, inputs: dict[str, Any]) -> ndarray:
+    def check_out(self, out: ndarray, operands: tuple) -> ndarray:
         """Return the array the kernel shall fill for `out`: itself if it can be written to directly."""
         if not isinstance(out, ndarray) or isinstance(out, np.ma.MaskedArray):
             raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
@@ -225,8 +274,9 @@ class Call:
             raise TypeError(f"out must have dtype {self.result_dtype}, got {out.dtype}")
         if not out.flags.writeable:
             raise ValueError(f"out (shape {out.shape}) is read-only, but the result is to be written to it")
-        for name, array in inputs.items():
+        for array in operands:
             if array is not None and overlaps(out, array):
+                name = OPERANDS[[array is operand for operand in operands].index(True)]
                 raise ValueError(f"out (shape {out.shape}) overlaps {name} (shape {array.shape}) in memory")
         if out.flags.carray and out.dtype == self.dtype:
             return out[None] if self.unbatched else out
@@ -262,7 +312,9 @@ def check_memory(what: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raise MemoryError if an array of this shape cannot exist on this machine."""
     needed = math.prod(shape) * dtype.itemsize
     if needed > MEMORY_BYTES:
-        raise MemoryError(f"{what} {shape} of {dtype} needs {needed / 2**30:.3g} GiB; this machine has {MEMORY_BYTES / 2**30:.3g}")
+        raise MemoryError(
+            f"{what} {shape} of {dtype} needs {needed / 2**30:.3g} GiB; this machine has {MEMORY_BYTES / 2**30:.3g}"
+        )
 
 
 def as_arrays(**operands: Any) -> list[ndarray | None]:
@@ -277,7 +329,9 @@ def _as_array(name: str, value: Any) -> ndarray:
     if value is None:
         raise TypeError(f"{name} must be an array, got None")
     if np.ma.is_masked(value):
-        raise TypeError(f"{name} has masked values, which would count as what lies under the mask; fill them first")
+        raise TypeError(
+            f"{name} has masked values, which would count as what lies under the mask; fill them first"
+        )
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -307,7 +361,9 @@ def overlaps(a: ndarray, b: ndarray) -> bool:
 def overlaps_itself(array: ndarray) -> bool:
     """Return whether two elements of an array share memory; True also for layouts no slicing or transposing makes."""
     reach = array.itemsize
-    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True) if size > 1):
+    for stride, size in sorted(
+        (abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True) if size > 1
+    ):
         if stride < reach:
             return True
         reach += stride * (size - 1)
@@ -326,4 +382,3 @@ def _memory_bytes() -> int:
 
 
 MEMORY_BYTES = _memory_bytes()
-

@@ -191,7 +191,9 @@ def environment_threads() -> int:
     if not text:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"environment variable FASTCONV_NUM_THREADS must be an integer of at least 1, got {text!r}")
+        raise ValueError(
+            f"environment variable FASTCONV_NUM_THREADS must be an integer of at least 1, got {text!r}"
+        )
     return min(int(text), MAX_THREADS)
 
 

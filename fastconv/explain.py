@@ -80,11 +80,17 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     given.apply_defaults()
     arguments = given.arguments
     names = ("input", "weight", "bias", "offset", "mask")
-    input, weight, bias, offset, mask = as_arrays(**{name: _shape_or_array(name, arguments.get(name)) for name in names})
+    input, weight, bias, offset, mask = as_arrays(
+        **{name: _shape_or_array(name, arguments.get(name)) for name in names}
+    )
     options = functional.options_of(arguments)
     backend = arguments["backend"]
-    request, source = config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-    call = prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None)
+    request, source = (
+        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+    )
+    call = prepare(
+        op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None
+    )
     refusals = _refusals(call)
     copies = _copies(dict(zip(names, (input, weight, bias, offset, mask), strict=True)), call)
     text = describe(call, config.thread_count(arguments["num_threads"]), copies)
@@ -150,7 +156,11 @@ def _isa() -> str:
         return f"none (the compiled module cannot be loaded: {error})"
     limit = config.max_isa()
     usable = _native.isas()
-    chosen = usable[-1] if limit is None else [isa for isa in usable if config.ISAS.index(isa) <= config.ISAS.index(limit)][-1]
+    chosen = (
+        usable[-1]
+        if limit is None
+        else [isa for isa in usable if config.ISAS.index(isa) <= config.ISAS.index(limit)][-1]
+    )
     return f"{chosen} (this machine has {', '.join(usable)})"
 
 
@@ -206,5 +216,3 @@ def _bytes(count: int) -> str:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.4g} GiB"
-
-

@@ -46,7 +46,8 @@ def _run(
     num_threads: int | None,
 ) -> np.ndarray:
     if not (type(input) is type(weight) is np.ndarray) or bias is not None or offset is not None:
-        input, weight, bias, offset, mask = as_arrays(input=input, weight=weight, bias=bias, offset=offset, mask=mask)  # type: ignore[assignment]
+        arrays: Any = as_arrays(input=input, weight=weight, bias=bias, offset=offset, mask=mask)
+        input, weight, bias, offset, mask = arrays
     call = find_call(op, input, weight, bias, offset, mask, options, backend, out is None)
     return call(input, weight, bias, offset, mask, out, num_threads)  # type: ignore[arg-type]
 
@@ -73,7 +74,9 @@ def conv1d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Convolve (cross-correlate) a 1-D input: y[o, p] = sum over c, t of w[o, c, t] x[c, p*stride + t*dilation - padding].
+    """Convolve (cross-correlate) a 1-D input.
+
+    y[o, p] = sum over c, t of w[o, c, t] x[c, p*stride + t*dilation - padding]
 
     Parameters
     ----------
@@ -151,7 +154,9 @@ def conv2d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Convolve (cross-correlate) a 2-D input: y[o, p] = sum over c, t of w[o, c, t] x[c, p*stride + t*dilation - padding].
+    """Convolve (cross-correlate) a 2-D input.
+
+    y[o, p] = sum over c, t of w[o, c, t] x[c, p*stride + t*dilation - padding]
 
     Parameters
     ----------
@@ -234,7 +239,9 @@ def conv3d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Convolve (cross-correlate) a 3-D input: y[o, p] = sum over c, t of w[o, c, t] x[c, p*stride + t*dilation - padding].
+    """Convolve (cross-correlate) a 3-D input.
+
+    y[o, p] = sum over c, t of w[o, c, t] x[c, p*stride + t*dilation - padding]
 
     Parameters
     ----------
@@ -314,7 +321,9 @@ def conv_transpose1d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Transpose a 1-D convolution: y[o, p*stride + t*dilation - padding] is the sum over c, t of w[c, o, t] x[c, p].
+    """Transpose a 1-D convolution.
+
+    y[o, p*stride + t*dilation - padding] += w[c, o, t] x[c, p] over all c, t, p
 
     It is the adjoint of :func:`conv1d` with the same weight and options, and so maps sizes the other way.
 
@@ -377,7 +386,18 @@ def conv_transpose1d(
     >>> fastconv.conv_transpose1d([[1.0, 10.0]], [[[1.0, 2.0, 3.0]]], stride=2)
     array([[ 1.,  2., 13., 20., 30.]])
     """
-    options = (stride, padding, dilation, groups, output_padding, output_size, "zeros", layout, activation, accuracy)
+    options = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        output_padding,
+        output_size,
+        "zeros",
+        layout,
+        activation,
+        accuracy,
+    )
     return _run("conv_transpose1d", input, weight, bias, None, None, options, out, backend, num_threads)
 
 
@@ -399,7 +419,9 @@ def conv_transpose2d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Transpose a 2-D convolution: y[o, p*stride + t*dilation - padding] is the sum over c, t of w[c, o, t] x[c, p].
+    """Transpose a 2-D convolution.
+
+    y[o, p*stride + t*dilation - padding] += w[c, o, t] x[c, p] over all c, t, p
 
     It is the adjoint of :func:`conv2d` with the same weight and options, and so maps sizes the other way.
 
@@ -464,7 +486,18 @@ def conv_transpose2d(
     array([[1., 1., 2., 2.],
            [1., 1., 2., 2.]])
     """
-    options = (stride, padding, dilation, groups, output_padding, output_size, "zeros", layout, activation, accuracy)
+    options = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        output_padding,
+        output_size,
+        "zeros",
+        layout,
+        activation,
+        accuracy,
+    )
     return _run("conv_transpose2d", input, weight, bias, None, None, options, out, backend, num_threads)
 
 
@@ -486,7 +519,9 @@ def conv_transpose3d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Transpose a 3-D convolution: y[o, p*stride + t*dilation - padding] is the sum over c, t of w[c, o, t] x[c, p].
+    """Transpose a 3-D convolution.
+
+    y[o, p*stride + t*dilation - padding] += w[c, o, t] x[c, p] over all c, t, p
 
     It is the adjoint of :func:`conv3d` with the same weight and options, and so maps sizes the other way.
 
@@ -548,7 +583,18 @@ def conv_transpose3d(
     >>> fastconv.conv_transpose3d(x, w, stride=2).shape
     (1, 2, 6, 6, 6)
     """
-    options = (stride, padding, dilation, groups, output_padding, output_size, "zeros", layout, activation, accuracy)
+    options = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        output_padding,
+        output_size,
+        "zeros",
+        layout,
+        activation,
+        accuracy,
+    )
     return _run("conv_transpose3d", input, weight, bias, None, None, options, out, backend, num_threads)
 
 
@@ -569,7 +615,9 @@ def deform_conv1d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Convolve a 1-D input at displaced points: y[o, p] = sum over c, t of w[o, c, t] m[t, p] x[c, p*stride + t*dilation - padding + offset[t, p]].
+    """Convolve a 1-D input at displaced points.
+
+    y[o, p] = sum over c, t of w[o, c, t] m[t, p] x[c, p*stride + t*dilation - padding + offset[t, p]]
 
     Between pixels x is interpolated linearly along each axis. A point outside (-1, size) on any axis reads
     zero, as does an infinite one; a NaN offset makes the outputs at its own pixel NaN and no others.
@@ -579,8 +627,8 @@ def deform_conv1d(
     input : array_like, shape (N, C, W) or (C, W)
         Channels last with ``layout="NHWC"``: (N, W, C) or (W, C).
     offset : array_like, shape (N, DG*KW, OW) or without N
-        Displacements in input pixels; in group g the displacement of tap t along W is channel g*KW + t. DG, the number of groups of
-        channels with offsets of their own, follows from the shape.
+        Displacements in input pixels. In offset group g, that of tap t is channel g*KW + t. DG, the number of
+        groups of channels with offsets of their own, follows from the shape.
     weight : array_like, shape (O, C/G, KW)
         G, the number of weight groups, follows from the shape.
     bias : array_like, shape (O,), optional
@@ -656,7 +704,9 @@ def deform_conv2d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Convolve a 2-D input at displaced points: y[o, p] = sum over c, t of w[o, c, t] m[t, p] x[c, p*stride + t*dilation - padding + offset[t, p]].
+    """Convolve a 2-D input at displaced points.
+
+    y[o, p] = sum over c, t of w[o, c, t] m[t, p] x[c, p*stride + t*dilation - padding + offset[t, p]]
 
     Between pixels x is interpolated linearly along each axis. A point outside (-1, size) on any axis reads
     zero, as does an infinite one; a NaN offset makes the outputs at its own pixel NaN and no others.
@@ -666,8 +716,9 @@ def deform_conv2d(
     input : array_like, shape (N, C, H, W) or (C, H, W)
         Channels last with ``layout="NHWC"``: (N, H, W, C) or (H, W, C).
     offset : array_like, shape (N, DG*2*KH*KW, OH, OW) or without N
-        Displacements in input pixels; in group g channel 2*((g*KH + i)*KW + j) is the displacement of tap (i, j) along H, the next one along W. DG, the number of groups of
-        channels with offsets of their own, follows from the shape.
+        Displacements in input pixels, row before column. In offset group g, channel 2*((g*KH + i)*KW + j) moves
+        tap (i, j) along H, the next channel along W. DG, the number of groups of channels with offsets of
+        their own, follows from the shape.
     weight : array_like, shape (O, C/G, KH, KW)
         G, the number of weight groups, follows from the shape.
     bias : array_like, shape (O,), optional
@@ -746,7 +797,9 @@ def deform_conv3d(
     backend: BackendName = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Convolve a 3-D input at displaced points: y[o, p] = sum over c, t of w[o, c, t] m[t, p] x[c, p*stride + t*dilation - padding + offset[t, p]].
+    """Convolve a 3-D input at displaced points.
+
+    y[o, p] = sum over c, t of w[o, c, t] m[t, p] x[c, p*stride + t*dilation - padding + offset[t, p]]
 
     Between pixels x is interpolated linearly along each axis. A point outside (-1, size) on any axis reads
     zero, as does an infinite one; a NaN offset makes the outputs at its own pixel NaN and no others.
@@ -756,8 +809,9 @@ def deform_conv3d(
     input : array_like, shape (N, C, D, H, W) or (C, D, H, W)
         Channels last with ``layout="NHWC"``: (N, D, H, W, C) or (D, H, W, C).
     offset : array_like, shape (N, DG*3*KD*KH*KW, OD, OH, OW) or without N
-        Displacements in input pixels; in group g channel 3*(((g*KD + h)*KH + i)*KW + j) is the displacement of tap (h, i, j) along D, then come H and W. DG, the number of groups of
-        channels with offsets of their own, follows from the shape.
+        Displacements in input pixels, slowest axis first. In offset group g, channel
+        3*(((g*KD + h)*KH + i)*KW + j) moves tap (h, i, j) along D, the next two along H and W. DG, the number
+        of groups of channels with offsets of their own, follows from the shape.
     weight : array_like, shape (O, C/G, KD, KH, KW)
         G, the number of weight groups, follows from the shape.
     bias : array_like, shape (O,), optional

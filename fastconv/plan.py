@@ -82,21 +82,51 @@ def plan(
     weight, bias = as_arrays(weight=weight, bias=bias)
     shape = _as_shape(input_shape)
     if not isinstance(mask, (bool, np.bool_)):
-        raise TypeError(f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}")
+        raise TypeError(
+            f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}"
+        )
     if (np.any(np.asarray(output_padding) != 0) or output_size is not None) and op not in CONV_TRANSPOSE:
         raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
     if (mask or offset_groups != 1) and op not in DEFORM_CONV:
         raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
     if groups is None and op not in DEFORM_CONV:
         groups = 1
-    options = (stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout, activation, accuracy)
-    request, source = config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+    options = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        output_padding,
+        output_size,
+        padding_mode,
+        layout,
+        activation,
+        accuracy,
+    )
+    request, source = (
+        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+    )
     constant = {"weight": weight.dtype} if bias is None else {"weight": weight.dtype, "bias": bias.dtype}
     given = stand_in("input_shape", shape, result_type(constant, dtype))
     offset = modulation = None
     if op in DEFORM_CONV:
-        offset, modulation = _deformable_operands(op, given, weight, options, as_int("offset_groups", offset_groups), mask)
-    call = prepare(op, given, weight, bias, offset, modulation, options, request, source, prepared=True, dtype=dtype, fresh=True)
+        offset, modulation = _deformable_operands(
+            op, given, weight, options, as_int("offset_groups", offset_groups), mask
+        )
+    call = prepare(
+        op,
+        given,
+        weight,
+        bias,
+        offset,
+        modulation,
+        options,
+        request,
+        source,
+        prepared=True,
+        dtype=dtype,
+        fresh=True,
+    )
     return Plan(call, weight, bias, None if num_threads is None else config.as_thread_count(num_threads))
 
 
@@ -114,12 +144,18 @@ def _deformable_operands(
         raise ValueError(f"offset_groups must be at least 1, got {offset_groups}")
     unbatched = input.ndim == parse_op(op)[1] + 1
     batched = (1, *input.shape) if unbatched else input.shape
-    problem = Problem.create(op, batched, weight.shape, **dict(zip(OPTIONS, options, strict=True)))  # for its output size
+    problem = Problem.create(
+        op, batched, weight.shape, **dict(zip(OPTIONS, options, strict=True))
+    )  # for its output size
     shapes = []
     for channels in (offset_groups * problem.taps * problem.ndim, offset_groups * problem.taps):
-        shape = (channels, *problem.output_size) if problem.layout == "NCHW" else (*problem.output_size, channels)
+        shape = (
+            (channels, *problem.output_size) if problem.layout == "NCHW" else (*problem.output_size, channels)
+        )
         shapes.append(shape if unbatched else (problem.batch, *shape))
-    return stand_in("offset", shapes[0], input.dtype), stand_in("mask", shapes[1], input.dtype) if mask else None
+    return stand_in("offset", shapes[0], input.dtype), stand_in(
+        "mask", shapes[1], input.dtype
+    ) if mask else None
 
 
 class Plan:
@@ -192,13 +228,25 @@ class Plan:
             self._check("input", input, self.input_shape)
         if self._deformable or offset is not None or mask is not None:
             offset, mask = self._check_deformable(offset, mask)
-        return call(input, self._weight, self._bias, offset, mask, out, self._num_threads if num_threads is None else num_threads)
+        return call(
+            input,
+            self._weight,
+            self._bias,
+            offset,
+            mask,
+            out,
+            self._num_threads if num_threads is None else num_threads,
+        )
 
     def _check(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:
-            raise ShapeError(f"{name} must have the planned shape {shape}, got {array.shape} (plan for {self.problem})")
+            raise ShapeError(
+                f"{name} must have the planned shape {shape}, got {array.shape} (plan for {self.problem})"
+            )
         if not np.can_cast(array.dtype, self.dtype, "safe"):
-            raise TypeError(f"{name} must have the planned dtype {self.dtype} or convert to it without loss, got {array.dtype}")
+            raise TypeError(
+                f"{name} must have the planned dtype {self.dtype} or convert to it without loss, got {array.dtype}"
+            )
 
     def _check_deformable(self, offset: Any, mask: Any) -> list[np.ndarray | None]:
         problem = self.problem
@@ -208,7 +256,9 @@ class Plan:
             wanted = "an offset and a mask" if problem.mask else "an offset and no mask"
             raise TypeError(f"this plan takes {wanted} ({problem})")
         arrays = as_arrays(offset=offset, mask=mask)
-        for name, array, shape in zip(("offset", "mask"), arrays, (problem.offset_shape, problem.mask_shape), strict=True):
+        for name, array, shape in zip(
+            ("offset", "mask"), arrays, (problem.offset_shape, problem.mask_shape), strict=True
+        ):
             if array is not None:
                 shape = shape if problem.layout == "NCHW" else (shape[0], *shape[2:], shape[1])
                 self._check(name, array, shape[1:] if self._call.unbatched else shape)

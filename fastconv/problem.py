@@ -14,7 +14,16 @@ import numpy as np
 
 from .errors import ShapeError
 
-__all__ = ["ACTIVATIONS", "CONV", "CONV_TRANSPOSE", "DEFORM_CONV", "LAYOUTS", "OPS", "PADDING_MODES", "Problem"]
+__all__ = [
+    "ACTIVATIONS",
+    "CONV",
+    "CONV_TRANSPOSE",
+    "DEFORM_CONV",
+    "LAYOUTS",
+    "OPS",
+    "PADDING_MODES",
+    "Problem",
+]
 
 CONV = ("conv1d", "conv2d", "conv3d")
 CONV_TRANSPOSE = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -104,7 +113,9 @@ def as_padding(value: Any, variant: str, kernel: Ints, stride: Ints, dilation: I
         if value == "valid":
             return ((0, 0),) * ndim
         if value != "same":
-            raise ValueError(f"padding must be an integer, {ndim} integers, (before, after) pairs, 'same' or 'valid', got {value!r}")
+            raise ValueError(
+                f"padding must be an integer, {ndim} integers, (before, after) pairs, 'same' or 'valid', got {value!r}"
+            )
         if max(stride) > 1:
             raise ValueError(f"padding='same' keeps the size only where stride is 1, got stride {stride}")
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
@@ -114,12 +125,16 @@ def as_padding(value: Any, variant: str, kernel: Ints, stride: Ints, dilation: I
     if isinstance(value, Sequence) and any(isinstance(item, (Sequence, np.ndarray)) for item in value):
         pairs = []
         for item in value:
-            pair = tuple(item) if isinstance(item, (Sequence, np.ndarray)) and not isinstance(item, str) else ()
+            pair = (
+                tuple(item) if isinstance(item, (Sequence, np.ndarray)) and not isinstance(item, str) else ()
+            )
             if len(pair) != 2:
                 raise ValueError(f"padding must have a (before, after) pair for each axis, got {value!r}")
             pairs.append((as_int("padding", pair[0]), as_int("padding", pair[1])))
         if len(pairs) != ndim:
-            raise ValueError(f"padding must have {ndim} (before, after) pairs ({axis_names(ndim)}), got {value!r}")
+            raise ValueError(
+                f"padding must have {ndim} (before, after) pairs ({axis_names(ndim)}), got {value!r}"
+            )
         if min(map(min, pairs)) < 0:
             raise ValueError(f"padding must not be negative, got {value!r}")
         return tuple(pairs)
@@ -224,7 +239,9 @@ class Problem:
         _check_padding_mode(variant, padding_mode, pairs, input_size)
 
         if variant == "conv_transpose":
-            extra = _output_padding(output_padding, output_size, input_size, kernel_size, stride, pairs, dilation)
+            extra = _output_padding(
+                output_padding, output_size, input_size, kernel_size, stride, pairs, dilation
+            )
             out_size = _transposed_size(input_size, kernel_size, stride, pairs, dilation, extra)
             rule = "(size - 1)*stride - padding + dilation*(kernel - 1) + output_padding + 1"
         else:
@@ -266,7 +283,9 @@ class Problem:
             prepared=prepared,
         )
         if bias_shape is not None and tuple(bias_shape) != (out_channels,):
-            raise ShapeError(f"bias must have shape ({out_channels},), one value an output channel, got {tuple(bias_shape)}")
+            raise ShapeError(
+                f"bias must have shape ({out_channels},), one value an output channel, got {tuple(bias_shape)}"
+            )
         if mask_shape is not None and tuple(mask_shape) != problem.mask_shape:
             names = dims(*_laid_out(("N", "offset groups * kernel taps", "*output size"), layout))
             raise ShapeError(
@@ -276,7 +295,10 @@ class Problem:
         inner = problem.output_size if variant == "conv_transpose" else problem.input_size
         padded = tuple(before + size + after for size, (before, after) in zip(inner, pairs, strict=True))
         channels = problem.out_channels if variant == "conv_transpose" else problem.in_channels
-        _check_addressable(f"{'output' if variant == 'conv_transpose' else 'input'} with its padding", (batch, channels, *padded))
+        _check_addressable(
+            f"{'output' if variant == 'conv_transpose' else 'input'} with its padding",
+            (batch, channels, *padded),
+        )
         return problem
 
     @property
@@ -330,7 +352,9 @@ class Problem:
 
     def __str__(self) -> str:
         """One line in the project's alphabet of symbols, such as ``conv2d n1 c64 h56 w56 o64 k3 s1 p1 g1``."""
-        sizes = " ".join(f"{axis.lower()}{size}" for axis, size in zip(axis_names(self.ndim), self.input_size, strict=True))
+        sizes = " ".join(
+            f"{axis.lower()}{size}" for axis, size in zip(axis_names(self.ndim), self.input_size, strict=True)
+        )
         padding = tuple(b if b == a else f"{b}:{a}" for b, a in self.padding)
         text = f"{self.op} n{self.batch} c{self.in_channels} {sizes} o{self.out_channels} k{_joined(self.kernel_size)} "
         text += f"s{_joined(self.stride)} p{_joined(padding)} g{self.groups}"
@@ -367,7 +391,9 @@ def _split_input(op: str, ndim: int, shape: Ints, layout: str) -> tuple[int, int
         )
     channels, size = (shape[1], shape[2:]) if layout == "NCHW" else (shape[-1], shape[1:-1])
     if min(channels, *size) < 1:
-        raise ShapeError(f"input of {op} must have at least one channel and one pixel on each axis {dims(*names)}, got shape {shape}")
+        raise ShapeError(
+            f"input of {op} must have at least one channel and one pixel on each axis {dims(*names)}, got shape {shape}"
+        )
     return shape[0], channels, size
 
 
@@ -381,7 +407,9 @@ def _kernel_size(op: str, ndim: int, shape: Ints) -> Ints:
     return shape[2:]
 
 
-def _channels(variant: str, groups: Any, in_channels: int, input_shape: Ints, weight_shape: Ints) -> tuple[int, int]:
+def _channels(
+    variant: str, groups: Any, in_channels: int, input_shape: Ints, weight_shape: Ints
+) -> tuple[int, int]:
     """Return (groups, output channels) after checking that input, weight and groups agree."""
     shapes = f"(input {input_shape}, weight {weight_shape})"
     if groups is None:
@@ -397,7 +425,9 @@ def _channels(variant: str, groups: Any, in_channels: int, input_shape: Ints, we
         raise ShapeError(f"groups={groups} does not divide the input's {in_channels} channels {shapes}")
     if variant == "conv_transpose":
         if weight_shape[0] != in_channels:
-            raise ShapeError(f"weight has {weight_shape[0]} input channels, but input has {in_channels} {shapes}")
+            raise ShapeError(
+                f"weight has {weight_shape[0]} input channels, but input has {in_channels} {shapes}"
+            )
         return groups, weight_shape[1] * groups
     if weight_shape[1] * groups != in_channels:
         raise ShapeError(
@@ -405,7 +435,9 @@ def _channels(variant: str, groups: Any, in_channels: int, input_shape: Ints, we
             f"groups={groups}, so {in_channels // groups} are needed {shapes}"
         )
     if weight_shape[0] % groups:
-        raise ShapeError(f"groups={groups} does not divide the weight's {weight_shape[0]} output channels {shapes}")
+        raise ShapeError(
+            f"groups={groups} does not divide the weight's {weight_shape[0]} output channels {shapes}"
+        )
     return groups, weight_shape[0]
 
 
@@ -418,10 +450,14 @@ def _check_padding_mode(variant: str, mode: str, padding: Pairs, size: Ints) -> 
         return
     limits = tuple(i - 1 for i in size) if mode == "reflect" else size
     if any(max(pair) > limit for pair, limit in zip(padding, limits, strict=True)):
-        raise ShapeError(f"padding_mode={mode!r} allows at most {limits} pixels of padding on input size {size}, got padding {padding}")
+        raise ShapeError(
+            f"padding_mode={mode!r} allows at most {limits} pixels of padding on input size {size}, got padding {padding}"
+        )
 
 
-def _transposed_size(size: Ints, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints, extra: Ints) -> Ints:
+def _transposed_size(
+    size: Ints, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints, extra: Ints
+) -> Ints:
     return tuple(
         (i - 1) * s - b - a + d * (k - 1) + e + 1
         for i, k, s, (b, a), d, e in zip(size, kernel, stride, padding, dilation, extra, strict=True)
@@ -429,7 +465,13 @@ def _transposed_size(size: Ints, kernel: Ints, stride: Ints, padding: Pairs, dil
 
 
 def _output_padding(
-    output_padding: Any, output_size: Any, size: Ints, kernel: Ints, stride: Ints, padding: Pairs, dilation: Ints
+    output_padding: Any,
+    output_size: Any,
+    size: Ints,
+    kernel: Ints,
+    stride: Ints,
+    padding: Pairs,
+    dilation: Ints,
 ) -> Ints:
     """Return the rows and columns added at the end, given directly or through the size that is wanted."""
     ndim = len(size)
@@ -437,16 +479,22 @@ def _output_padding(
     if output_size is None:
         extra = as_ints("output_padding", output_padding, ndim, 0)
         if any(e > limit for e, limit in zip(extra, limits, strict=True)):
-            raise ValueError(f"output_padding must be less than stride or dilation (at most {limits}), got {extra}")
+            raise ValueError(
+                f"output_padding must be less than stride or dilation (at most {limits}), got {extra}"
+            )
         return extra
     if np.any(np.asarray(output_padding) != 0):
-        raise ValueError(f"give output_padding or output_size, not both, got {output_padding!r} and {output_size!r}")
+        raise ValueError(
+            f"give output_padding or output_size, not both, got {output_padding!r} and {output_size!r}"
+        )
     wanted = as_ints("output_size", output_size, ndim, 1)
     smallest = _transposed_size(size, kernel, stride, padding, dilation, (0,) * ndim)
     extra = tuple(w - least for w, least in zip(wanted, smallest, strict=True))
     if any(not 0 <= e <= limit for e, limit in zip(extra, limits, strict=True)):
         largest = tuple(least + limit for least, limit in zip(smallest, limits, strict=True))
-        raise ShapeError(f"output_size must lie between {smallest} and {largest} for input size {size}, got {wanted}")
+        raise ShapeError(
+            f"output_size must lie between {smallest} and {largest} for input size {size}, got {wanted}"
+        )
     return extra
 
 
@@ -464,8 +512,12 @@ def _offset_groups(
     if len(shape) != ndim + 2 or shape[0] != batch or shape[2:] != out_size:
         raise ShapeError(f"offset must have shape {names} = {wanted}, got {given}")
     if shape[1] < per_group or shape[1] % per_group:
-        raise ShapeError(f"offset must have a multiple of {per_group} channels ({ndim} for each of the taps {kernel}), got shape {given}")
+        raise ShapeError(
+            f"offset must have a multiple of {per_group} channels ({ndim} for each of the taps {kernel}), got shape {given}"
+        )
     offset_groups = shape[1] // per_group
     if in_channels % offset_groups:
-        raise ShapeError(f"offset has {offset_groups} offset groups, which do not divide the input's {in_channels} channels (offset {given})")
+        raise ShapeError(
+            f"offset has {offset_groups} offset groups, which do not divide the input's {in_channels} channels (offset {given})"
+        )
     return offset_groups

@@ -207,19 +207,29 @@ if hasattr(os, "register_at_fork"):
 def check_backend_object(backend: Any, name: str | None = None) -> None:
     """Raise TypeError or ValueError if `backend` does not have the interface of a backend."""
     if not isinstance(getattr(backend, "name", None), str) or not backend.name.isidentifier():
-        raise TypeError(f"a backend needs a `name`, a str that is an identifier, got {getattr(backend, 'name', None)!r}")
+        raise TypeError(
+            f"a backend needs a `name`, a str that is an identifier, got {getattr(backend, 'name', None)!r}"
+        )
     if name is not None and backend.name != name:
         raise ValueError(f"the backend is registered as {name!r} but calls itself {backend.name!r}")
     found = getattr(backend, "kernels", None)
     if not isinstance(found, Sequence) or not found:
-        raise TypeError(f"backend {backend.name!r} needs `kernels`, a sequence of fastconv.Kernel objects, got {found!r}")
+        raise TypeError(
+            f"backend {backend.name!r} needs `kernels`, a sequence of fastconv.Kernel objects, got {found!r}"
+        )
     for kernel in found:
         if not isinstance(kernel, Kernel):
-            raise TypeError(f"`kernels` of backend {backend.name!r} must hold fastconv.Kernel objects, got {kernel!r}")
+            raise TypeError(
+                f"`kernels` of backend {backend.name!r} must hold fastconv.Kernel objects, got {kernel!r}"
+            )
         if kernel.backend != backend.name:
-            raise ValueError(f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}")
+            raise ValueError(
+                f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}"
+            )
         if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS):
-            raise ValueError(f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS)}, got {kernel.ops!r}")
+            raise ValueError(
+                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS)}, got {kernel.ops!r}"
+            )
 
 
 def register_backend(backend: Backend, *, replace: bool = False) -> None:
@@ -253,7 +263,9 @@ def register_backend(backend: Backend, *, replace: bool = False) -> None:
     check_backend_object(backend)
     with _lock:
         if backend.name in _entries and not replace:
-            raise ValueError(f"a backend {backend.name!r} is registered already; pass replace=True to replace it")
+            raise ValueError(
+                f"a backend {backend.name!r} is registered already; pass replace=True to replace it"
+            )
         _entries[backend.name] = Entry(backend.name, "registered", lambda: backend, backend=backend)
         generation += 1
 
@@ -375,13 +387,20 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     if backend is not None:
         found = find_backend(backend).ready().kernels
     else:
-        found = [kernel for status in backends() if status.available for kernel in _entries[status.name].backend.kernels]
+        found = [
+            kernel
+            for status in backends()
+            if status.available
+            for kernel in _entries[status.name].backend.kernels
+        ]
     return [kernel for kernel in found if op is None or op in kernel.ops]
 
 
 def verdicts(problem: Problem, entry: Entry) -> list[tuple[Kernel, str | None]]:
     """Return every kernel a backend has for the operation, with its refusal or None."""
-    return [(kernel, _refusal(kernel, problem)) for kernel in entry.ready().kernels if problem.op in kernel.ops]
+    return [
+        (kernel, _refusal(kernel, problem)) for kernel in entry.ready().kernels if problem.op in kernel.ops
+    ]
 
 
 def _refusal(kernel: Kernel, problem: Problem) -> str | None:
@@ -417,7 +436,14 @@ def choose(problem: Problem, request: Request) -> Kernel:
         kernel = _of_backend(problem, request)
     else:
         kernel = _first_of(problem, request)
-    log("INFO", "%s -> %s %s (%s)", problem, kernel.backend, kernel.name, "automatic" if request is None else request)
+    log(
+        "INFO",
+        "%s -> %s %s (%s)",
+        problem,
+        kernel.backend,
+        kernel.name,
+        "automatic" if request is None else request,
+    )
     return kernel
 
 
@@ -428,7 +454,10 @@ def _cheapest_of_all(problem: Problem) -> Kernel:
         if not entry.automatic:
             continue
         try:
-            accepted += [(name == ORACLE, cost(kernel, problem), kernel, entry) for kernel in _accepting(problem, entry)]
+            accepted += [
+                (name == ORACLE, cost(kernel, problem), kernel, entry)
+                for kernel in _accepting(problem, entry)
+            ]
         except BackendError as error:  # one that fails to load must not stop the others
             log("DEBUG", "backend %s passed over: %s", name, error)
     for *_, kernel, entry in sorted(accepted, key=lambda item: item[:2]):
@@ -444,7 +473,9 @@ def _of_backend(problem: Problem, name: str) -> Kernel:
         raise BackendError(f"backend {name!r} ({entry.origin}) cannot be used: {reason}")
     accepted = _accepting(problem, entry)
     if not accepted:
-        takers = [other.name for other in list(_entries.values()) if other is not entry and _takes(problem, other)]
+        takers = [
+            other.name for other in list(_entries.values()) if other is not entry and _takes(problem, other)
+        ]
         raise UnsupportedError(
             f"backend {name!r} cannot run {problem}\n{_refusals(problem, [name])}\nbackends that can: {', '.join(takers) or 'none'}"
         )
@@ -478,7 +509,9 @@ def _takes(problem: Problem, entry: Entry) -> bool:
 
 
 def _refusals(problem: Problem, names: Any) -> str:
-    return "\n".join(f"  {kernel or name}: {reason}" for name in names for kernel, reason in explain_backend(problem, name))
+    return "\n".join(
+        f"  {kernel or name}: {reason}" for name in names for kernel, reason in explain_backend(problem, name)
+    )
 
 
 def explain_backend(problem: Problem, name: str) -> list[tuple[str, str]]:

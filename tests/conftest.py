@@ -18,7 +18,12 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--backend", action="append", metavar="NAME", help="backend to test (repeatable); all of the package by default")
+    parser.addoption(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="backend to test (repeatable); all of the package by default",
+    )
 
 
 def pytest_generate_tests(metafunc):

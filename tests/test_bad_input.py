@@ -712,7 +712,7 @@ def test_steps_that_are_never_taken_may_be_long(value, backend):
 
 
 def test_long_steps_between_few_pixels(backend):
-    """Most outputs of such a transposed convolution are nobody's; most rows of such padding are read by nobody."""
+    """Most outputs of the transposed convolution have no tap, and most of the padding is read by none."""
     x, w = np.arange(1, 6, dtype=np.float32).reshape(1, 1, 5), np.ones((1, 1, 3), np.float32)
     result = fastconv.conv_transpose1d(x, w, [0.5], stride=10**5, backend=backend)
     expected = np.full((1, 1, 4 * 10**5 + 3), 0.5)

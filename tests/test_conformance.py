@@ -35,7 +35,9 @@ def test_a_named_backend_takes_every_case(op, backend):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_smooth_activations(backend, activation, dtype, layout):
-    values = np.concatenate([np.linspace(-30, 30, 2399), np.linspace(-1e-3, 1e-3, 98), [-np.inf, np.inf, np.nan]])
+    values = np.concatenate(
+        [np.linspace(-30, 30, 2399), np.linspace(-1e-3, 1e-3, 98), [-np.inf, np.inf, np.nan]]
+    )
     x = values.astype(dtype).reshape((1, 1, 50, 50) if layout == "NCHW" else (1, 50, 50, 1))
     weight = np.ones((1, 1, 1, 1), dtype)
     options = {"activation": activation, "layout": layout}
@@ -63,7 +65,8 @@ class TestTheComparer:
 
     def test_a_nan_that_should_be_a_number_fails_and_vice_versa(self):
         number, nan = np.array([1.0, 2.0]), np.array([1.0, np.nan])
-        assert math.isinf(testing.max_error(nan, number)) and math.isinf(testing.max_error(number, nan))
+        assert math.isinf(testing.max_error(nan, number))
+        assert math.isinf(testing.max_error(number, nan))
 
     def test_shape_and_dtype_count(self):
         with pytest.raises(AssertionError, match="shape"):
@@ -97,7 +100,8 @@ class TestTheComparer:
             report = testing.check_backend("off_by_one", ["conv2d"], count=2)
         finally:
             fastconv.unregister_backend("off_by_one")
-        assert len(report.failed) == 4 and "1 of" in report.failed[0]
+        assert len(report.failed) == 4
+        assert "1 of" in report.failed[0]
 
     def test_cases_differ_on_every_axis(self):
         for case in testing.cases("conv3d", 20):

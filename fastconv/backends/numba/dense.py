@@ -173,10 +173,11 @@ def dense_rows(a, begin, end, thread):
                 pixel = first_pixel + start * lanes(a)
                 pixels = min(task_pixels - start * lanes(a), width)
                 columns, column_offsets = panel, steps
-                if a.direct:
-                    found = line_runs(part, pixel, pixels, runs)
-                else:
-                    found = pixel_runs(a, part, pixel, pixels, runs)
+                found = (
+                    line_runs(part, pixel, pixels, runs)
+                    if a.direct
+                    else pixel_runs(a, part, pixel, pixels, runs)
+                )
                 if a.direct and within(x + pixel, a.x_end, x_offsets + k, count, width):
                     columns, column_offsets = x + pixel, x_offsets + k
                 else:

@@ -4,7 +4,13 @@ import numpy as np
 
 from ...problem import Problem
 
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap", "symmetric": "symmetric"}
+_PAD_MODES = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "circular": "wrap",
+    "symmetric": "symmetric",
+}
 
 
 def conv(problem: Problem, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -17,8 +23,13 @@ def conv(problem: Problem, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
             for t, d, s, out in zip(tap, problem.dilation, problem.stride, problem.output_size, strict=True)
         )
         for g in range(problem.groups):
-            inputs, outputs = channels(problem.in_channels, problem.groups, g), channels(problem.out_channels, problem.groups, g)
-            y[:, outputs] += np.einsum("oc,nc...->no...", weight[(outputs, slice(None), *tap)], x[(slice(None), inputs, *window)])
+            inputs, outputs = (
+                channels(problem.in_channels, problem.groups, g),
+                channels(problem.out_channels, problem.groups, g),
+            )
+            y[:, outputs] += np.einsum(
+                "oc,nc...->no...", weight[(outputs, slice(None), *tap)], x[(slice(None), inputs, *window)]
+            )
     return y
 
 

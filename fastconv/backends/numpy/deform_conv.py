@@ -25,10 +25,17 @@ def deform_conv(
         for t, tap in enumerate(np.ndindex(*problem.kernel_size)):
             for d in range(dg):
                 inputs = channels(problem.in_channels, dg, d)
-                column[inputs] = interpolate(x[i, inputs], regular_points(problem, tap) + offset[i, d, t]) * mask[i, d, t]
+                column[inputs] = (
+                    interpolate(x[i, inputs], regular_points(problem, tap) + offset[i, d, t]) * mask[i, d, t]
+                )
             for g in range(problem.groups):
-                inputs, outputs = channels(problem.in_channels, problem.groups, g), channels(problem.out_channels, problem.groups, g)
-                y[i, outputs] += np.einsum("oc,c...->o...", weight[(outputs, slice(None), *tap)], column[inputs])
+                inputs, outputs = (
+                    channels(problem.in_channels, problem.groups, g),
+                    channels(problem.out_channels, problem.groups, g),
+                )
+                y[i, outputs] += np.einsum(
+                    "oc,c...->o...", weight[(outputs, slice(None), *tap)], column[inputs]
+                )
     return y
 
 
