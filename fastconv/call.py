@@ -18,8 +18,8 @@ from .problem import Problem, axis_names, dims, parse_op
 
 __all__ = ["OPTIONS", "Call", "find_call", "prepare"]
 
-# Operands that a call may leave out.
 OPERANDS = ("input", "weight", "bias", "offset", "mask")
+# Those that a call may leave out.
 OPTIONAL = frozenset({"bias", "offset", "mask"})
 
 # The options of every operation and what they are if not given, in the one order in which they are passed around.

@@ -1,0 +1,66 @@
+"""No kernel touches memory outside its arrays: each array lies against a page that must not be touched.
+
+A violation ends the process, so the kernels run in one of their own, which says before each case what it is about
+to do.
+"""
+
+import sys
+
+import pytest
+from samples import python
+
+from fastconv import _native
+
+PROGRAM = """
+import ctypes, mmap
+import numpy as np
+import fastconv
+from fastconv import config, testing
+from fastconv.problem import OPS
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PAGE, NO_ACCESS = mmap.PAGESIZE, 0
+held = []
+
+
+def fenced(array, side):
+    '''Return a copy that ends (or begins) where a protected page begins (or ends).'''
+    pages = -(-array.nbytes // PAGE)
+    area = mmap.mmap(-1, (pages + 2) * PAGE)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    for fence in (first, first + (pages + 1) * PAGE):
+        assert libc.mprotect(fence, PAGE, NO_ACCESS) == 0
+    held.append(area)
+    start = PAGE + (pages * PAGE - array.nbytes if side == "end" else 0)
+    copy = np.frombuffer(area, array.dtype, array.size, start).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+for op in OPS:
+    for number, case in enumerate(testing.cases(op, COUNT, seed=7)):
+        expected, operands = case.run("numpy"), case.arrays()
+        isa = ISAS[number % len(ISAS)]
+        deformable = {"offset_groups": case.offset_groups, "mask": case.mask} if case.offset_groups else {}
+        for side in ("begin", "end"):
+            print(isa, side, case, flush=True)
+            placed = {name: fenced(array, side) for name, array in operands.items()}
+            out = fenced(np.zeros_like(expected), side)
+            with config.limit_isa(isa):
+                getattr(fastconv, op)(**placed, **case.options, out=out, backend=BACKEND)
+                testing.assert_exact(out, expected, case)
+                out[...] = 0
+                plan = fastconv.plan(op, case.input_shape, placed["weight"], placed.get("bias"),
+                                     **case.options, **deformable, dtype=case.dtype, backend=BACKEND)
+                plan(placed["input"], placed.get("offset"), placed.get("mask"), out=out)
+                testing.assert_exact(out, expected, case)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protected pages are made by Linux calls")
+def test_nothing_outside_the_arrays_is_touched(backend):
+    settings = f"COUNT, BACKEND, ISAS = 17, {backend!r}, {list(_native.isas())!r}\n"
+    said = python(settings + PROGRAM, timeout=110)
+    assert said.rstrip().endswith("done"), said[-2000:]
