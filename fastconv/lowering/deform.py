@@ -21,6 +21,8 @@ MOST_COLUMNS = 512
 # Bases and corner weights of a tile, for all taps.
 MOST_POINTS = 1 << 14
 GFLOPS = 30.0
+# Channels to which a pixel of fewer than a vector is rounded up.
+NARROW = 4
 
 
 def lower_deform(problem: Problem, engines: Engines) -> Any:
@@ -30,7 +32,9 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     lanes = b.lanes
     rows, vectors = engines.lane_tile
     blocks = _channel_blocks(p)
-    width = round_up(max(count for _, count in blocks), lanes)
+    most_channels = max(count for _, count in blocks)
+    # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
+    width = round_up(most_channels, lanes if most_channels >= lanes else NARROW)
     axes = _bordered_axes(p)
     image = Image.of(axes, width)
     image_elements = image.size * len(blocks)
@@ -48,7 +52,6 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     tile = max(min(TILE, max(-(-pixels // 4), 24), MOST_POINTS // p.taps), 8, rows)
     tile = round_up(min(tile, pixels), 2)
     tap_block = min(p.taps, max(MOST_COLUMNS // width, 1))
-    most_channels = max(count for _, count in blocks)
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
