@@ -172,6 +172,12 @@ def max_isa() -> str | None:
     return _isa.get() or environment_isa()
 
 
+def best_isa(usable: Sequence[str]) -> str:
+    """Return the newest of the instruction sets of this machine that kernels may use."""
+    limit = max_isa() or ISAS[-1]
+    return [isa for isa in usable if ISAS.index(isa) <= ISAS.index(limit)][-1]
+
+
 @cache
 def environment_backend() -> Request:
     text = os.environ.get("FASTCONV_BACKEND", "").strip()

@@ -154,14 +154,8 @@ def _isa() -> str:
         from . import _native
     except ImportError as error:
         return f"none (the compiled module cannot be loaded: {error})"
-    limit = config.max_isa()
     usable = _native.isas()
-    chosen = (
-        usable[-1]
-        if limit is None
-        else [isa for isa in usable if config.ISAS.index(isa) <= config.ISAS.index(limit)][-1]
-    )
-    return f"{chosen} (this machine has {', '.join(usable)})"
+    return f"{config.best_isa(usable)} (this machine has {', '.join(usable)})"
 
 
 def _shape_or_array(name: str, value: Any) -> Any:

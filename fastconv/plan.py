@@ -144,18 +144,16 @@ def _deformable_operands(
         raise ValueError(f"offset_groups must be at least 1, got {offset_groups}")
     unbatched = input.ndim == parse_op(op)[1] + 1
     batched = (1, *input.shape) if unbatched else input.shape
-    problem = Problem.create(
-        op, batched, weight.shape, **dict(zip(OPTIONS, options, strict=True))
-    )  # for its output size
+    # Made for its output size.
+    problem = Problem.create(op, batched, weight.shape, **dict(zip(OPTIONS, options, strict=True)))
     shapes = []
     for channels in (offset_groups * problem.taps * problem.ndim, offset_groups * problem.taps):
         shape = (
             (channels, *problem.output_size) if problem.layout == "NCHW" else (*problem.output_size, channels)
         )
         shapes.append(shape if unbatched else (problem.batch, *shape))
-    return stand_in("offset", shapes[0], input.dtype), stand_in(
-        "mask", shapes[1], input.dtype
-    ) if mask else None
+    offset = stand_in("offset", shapes[0], input.dtype)
+    return offset, stand_in("mask", shapes[1], input.dtype) if mask else None
 
 
 class Plan:

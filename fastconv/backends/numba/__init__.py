@@ -11,69 +11,28 @@ built, and not before.
 - ``engines``: compiling and caching
 """
 
-from collections.abc import Callable
 from typing import Any
 
-from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
-from ...registry import Kernel, Refusal
-from ..cython import DTYPES, chosen_isa, cost_deform, cost_dense, cost_depthwise, is_depthwise
+from ...lowering import program_kernels
 
 __all__ = ["backend"]
 
-NAME = "numba"
 # The same programs run a little slower here, so where both can, the automatic choice takes the other.
 HANDICAP = 1.1
 
 
-def conv_kernel(name: str, ops: tuple[str, ...], layout: str, depthwise: bool) -> Kernel:
-    cost = cost_depthwise if depthwise else cost_dense
-
-    def refuse(problem: Problem) -> str | None:
-        if is_depthwise(problem) != depthwise:
-            return Refusal.NOT_DEPTHWISE if depthwise else Refusal.DEPTHWISE
-        if problem.layout != layout:
-            return Refusal.NOT_NCHW if layout == "NCHW" else Refusal.NOT_NHWC
-        return refuse_dtype(problem)
-
-    def build(problem: Problem) -> Any:
-        from ...lowering import lower_dense, lower_depthwise
-        from .engines import engines
-
-        return (lower_depthwise if depthwise else lower_dense)(problem, engines(chosen_isa()))
-
-    return Kernel(name, NAME, ops, refuse, slower(cost), build)
-
-
-def slower(cost: Callable[[Problem], float]) -> Callable[[Problem], float]:
-    return lambda problem: HANDICAP * cost(problem)
-
-
-def refuse_dtype(problem: Problem) -> str | None:
-    return None if problem.dtype in DTYPES else Refusal.DTYPE
-
-
-def build_deform(problem: Problem) -> Any:
-    from ...lowering import lower_deform
+def load_engines(isa: str) -> Any:
+    """Return the engines for an instruction set, which import numba."""
     from .engines import engines
 
-    return lower_deform(problem, engines(chosen_isa()))
+    return engines(isa)
 
 
 class NumbaBackend:
     """Kernels compiled by numba when they are first needed, and kept in its disk cache."""
 
-    name = NAME
-    kernels = (
-        conv_kernel("conv_depthwise_nchw", CONV, "NCHW", True),
-        conv_kernel("conv_depthwise_nhwc", CONV, "NHWC", True),
-        conv_kernel("conv_dense_nchw", CONV, "NCHW", False),
-        conv_kernel("conv_dense_nhwc", CONV, "NHWC", False),
-        conv_kernel("conv_transpose_depthwise_nchw", CONV_TRANSPOSE, "NCHW", True),
-        conv_kernel("conv_transpose_depthwise_nhwc", CONV_TRANSPOSE, "NHWC", True),
-        conv_kernel("conv_transpose_dense_nchw", CONV_TRANSPOSE, "NCHW", False),
-        conv_kernel("conv_transpose_dense_nhwc", CONV_TRANSPOSE, "NHWC", False),
-        Kernel("deform_conv_tile", NAME, DEFORM_CONV, refuse_dtype, slower(cost_deform), build_deform),
-    )
+    name = "numba"
+    kernels = program_kernels("numba", load_engines, functions=True, handicap=HANDICAP)
 
     def unavailable(self) -> str | None:
         """Return why nothing can be compiled here, or None."""
