@@ -40,6 +40,11 @@ class Refusal:
     NOT_NHWC = "the layout is not NHWC"
     NOT_DEPTHWISE = "there is more than one input channel per group"
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
+    NOT_2D = "there are not two spatial axes"
+    STRIDED = "the stride is not 1"
+    NOT_SMALL_SQUARE = "the kernel is no small square that it knows"
+    UNEVEN_TAPS = "the taps that meet the image are no full square, or not the same for every output"
+    HIGH_ACCURACY = "accuracy='high' was asked for"
     CALLABLE_ACTIVATION = "the activation is a Python function"
     DTYPE = "the type is neither float32 nor float64"
 
@@ -86,6 +91,9 @@ class Kernel:
         ``cost(problem)`` returns the estimated time in seconds; the automatic choice takes the cheapest.
     build : callable
         ``build(problem)`` returns an :class:`Executable`.
+    tolerance : float
+        Largest max|error| / max|reference| where the direct sum would be exact, as on small integers, in units of the
+        type's machine epsilon. 0, as nearly all have it, asks for equality.
     """
 
     name: str
@@ -94,6 +102,7 @@ class Kernel:
     refuse: Callable[[Problem], str | None] = field(repr=False)
     cost: Callable[[Problem], float] = field(repr=False)
     build: Callable[[Problem], Executable] = field(repr=False)
+    tolerance: float = 0.0
 
 
 @runtime_checkable

@@ -218,17 +218,8 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
                 FN(tiles)[rows][nv](count, pixel + p, x_offsets + k, w + k * a->w_width, steps, c + p * width, width, kb > 0);
             }
         }
-        if (bias || a->activation)
-            for (int64_t p = 0; p < t.pixels; p++)
-                FN(finish_lanes)(c + p * width, channels, bias ? bias + t.group * a->channels + first : 0, a->activation);
-        if (a->y_channel == 1) {
-            for (int64_t s = 0; s < found; s++)
-                for (int64_t i = 0; i < runs[s].count; i++)
-                    FN(copy)(y + runs[s].y + i * sum->y_w, c + (runs[s].at + i) * width, channels);
-        } else {
-            FN(transpose)(turned, a->pixel_block + LANES, c, width, t.pixels, channels);
-            FN(store_rows)(turned, a->pixel_block + LANES, channels, runs, found, y, a->y_channel, sum->y_w);
-        }
+        FN(leave_lanes)(c, width, t.pixels, channels, runs, found, bias ? bias + t.group * a->channels + first : 0, a->activation,
+                        turned, a->pixel_block + LANES, y, a->y_channel, sum->y_w);
     }
 }
 

@@ -62,6 +62,33 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(pixel_block) W(k_block) W(activation)                                                                            \
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */
 
+/* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
+#define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \
+    W(x) W(y)                                                                                                          \
+    W(outputs) W(kernel)       /* m and r */                                                                           \
+    W(channels) W(width) W(pieces) /* of the channels, each a task */                                                  \
+    W(x_block) W(y_block) W(y_point)
+
+/* winograd: x is the image with channels last and zeros wherever a tile reaches. A task is a block of tiles, which may
+ * belong to several images, and some blocks of output channels. */
+#define WINOGRAD_WORDS(W)                                                                                              \
+    W(x) W(w) W(weight) W(b) W(y) W(work) W(work_stride) W(images)                                                     \
+    W(outputs) W(kernel)                                                                                               \
+    W(x_image) W(x_group) W(x_h) W(x_w) W(y_image) W(y_group) W(y_channel) W(y_h) W(y_w)                               \
+    W(groups) W(depth) W(channels) /* input and output channels of a group */                                          \
+    W(parts)                   /* tasks that share a block of tiles */                                                 \
+    W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
+    W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
+    W(v_row)                   /* elements from a tile to the next in a matrix of transformed inputs */                \
+    W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
+    W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
+
+/* One stride-1 convolution among those of a transposed one. The offsets of each k are for the direct sum. */
+#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(w) W(w_offsets) W(x_offsets)
+
+/* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` are one row. */
+#define WINOGRAD_TILE_WORDS(W) W(x) W(y) W(rows) W(columns) W(row)
+
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
  * made in the thread's own scratch (or the image read in place, where nothing is padded). */
 #define DEPTHWISE_PLANES_WORDS(W)                                                                                      \
@@ -119,6 +146,10 @@ DECLARE(sum_words, SUM_WORDS)
 DECLARE(halo_words, HALO_WORDS)
 DECLARE(pack_words, PACK_WORDS)
 DECLARE(dense_words, DENSE_WORDS)
+DECLARE(winograd_weights_words, WINOGRAD_WEIGHTS_WORDS)
+DECLARE(winograd_words, WINOGRAD_WORDS)
+DECLARE(winograd_sum_words, WINOGRAD_SUM_WORDS)
+DECLARE(winograd_tile_words, WINOGRAD_TILE_WORDS)
 DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
@@ -134,6 +165,10 @@ static const word_layout word_layouts[] = {
     {"halo", HALO_WORDS(W_NAME)},
     {"pack", PACK_WORDS(W_NAME)},
     {"dense", DENSE_WORDS(W_NAME)},
+    {"winograd_weights", WINOGRAD_WEIGHTS_WORDS(W_NAME)},
+    {"winograd", WINOGRAD_WORDS(W_NAME)},
+    {"winograd_sum", WINOGRAD_SUM_WORDS(W_NAME)},
+    {"winograd_tile", WINOGRAD_TILE_WORDS(W_NAME)},
     {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},

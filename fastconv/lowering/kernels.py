@@ -3,12 +3,15 @@
 =========================  ===========================================================================
 conv_depthwise_nchw        strips of pixels, the halo of a channel in the thread's own scratch
 conv_depthwise_nhwc        channels in vectors, no halo: an address for each tap
+conv_winograd_4, _5, _6    small squares of stride 1: fewer products, between transforms to 4x4 ... 6x6 points
+conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
 =========================  ===========================================================================
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,23 +24,34 @@ from .deform import lower_deform
 from .dense import lower_dense
 from .depthwise import lower_depthwise
 from .program import Engines
+from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 
 __all__ = ["program_kernels"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Rough speeds of one core, only there to rank kernels: operations and bytes a second.
-DENSE_FLOPS = 60e9
+DENSE_FLOPS = 100e9
 DEPTHWISE_FLOPS = 15e9
 SAMPLE_BYTES = 20e9
+TRANSFORM_BYTES = 20e9
+CACHE_BYTES = 27e9
 MEMORY_BYTES = 10e9
 OVERHEAD = 2e-6
+WINOGRAD_OVERHEAD = 8e-6
+# In float32 4e-6, about what the direct kernels of other libraries have.
+WINOGRAD_TOLERANCE = 32.0
 
 Lower = Callable[[Problem, Engines], Any]
 
 
 def program_kernels(
-    backend: str, engines: Callable[[str], Engines], *, functions: bool, handicap: float = 1.0
+    backend: str,
+    engines: Callable[[str], Engines],
+    *,
+    functions: bool,
+    winograd: bool = True,
+    handicap: float = 1.0,
 ) -> tuple[Kernel, ...]:
     """Return the kernels of a backend whose engines read the tables of this folder.
 
@@ -49,11 +63,20 @@ def program_kernels(
         ``engines(isa)`` returns the engines for an instruction set; called when a kernel is built.
     functions : bool
         Whether the engines take a Python function as activation.
+    winograd : bool, optional
+        Whether there are engines for Winograd's algorithm.
     handicap : float, optional
         How many times as long as the quickest engines these take.
     """
 
-    def kernel(name: str, ops: tuple[str, ...], refuse: Callable, cost: Callable, lower: Lower) -> Kernel:
+    def kernel(
+        name: str,
+        ops: tuple[str, ...],
+        refuse: Callable,
+        cost: Callable,
+        lower: Lower,
+        tolerance: float = 0.0,
+    ) -> Kernel:
         def refuse_all(problem: Problem) -> str | None:
             if problem.dtype not in DTYPES:
                 return Refusal.DTYPE
@@ -66,9 +89,18 @@ def program_kernels(
 
             return lower(problem, engines(config.best_isa(_native.isas())))
 
-        return Kernel(name, backend, ops, refuse_all, lambda problem: handicap * cost(problem), build)
+        return Kernel(
+            name, backend, ops, refuse_all, lambda problem: handicap * cost(problem), build, tolerance
+        )
 
     table = []
+    for points in (4, 5, 6) if winograd else ():
+        refuse, cost, lower = refuse_winograd(points), cost_winograd(points), lower_winograd(points)
+        tolerance = 0.0 if points <= EXACT_POINTS else WINOGRAD_TOLERANCE
+        table += [
+            kernel(f"{op}_winograd_{points}", (f"{op}2d",), refuse, cost, lower, tolerance)
+            for op in ("conv", "conv_transpose")
+        ]
     for op, ops in (("conv", CONV), ("conv_transpose", CONV_TRANSPOSE)):
         for layout in ("NCHW", "NHWC"):
             case = layout.lower()
@@ -96,6 +128,29 @@ def refuse_other(layout: str, *, depthwise: bool) -> Callable[[Problem], str | N
 def cost_dense(problem: Problem, speed: float = DENSE_FLOPS) -> float:
     """Time to compute and to move memory once, in seconds; vectors hold half as many doubles."""
     return OVERHEAD + problem.flops / speed * problem.dtype.itemsize / 4 + problem.bytes / MEMORY_BYTES
+
+
+def cost_winograd(points: int) -> Callable[[Problem], float]:
+    """Return the time of the products (or of streaming their weights, if longer) and of the transforms.
+
+    It is that of one image, so that the choice does not depend on the batch.
+    """
+
+    def cost(problem: Problem) -> float:
+        filtering = filtering_of(problem, points)
+        if not isinstance(filtering, Filtering):
+            return math.inf
+        size, products = problem.dtype.itemsize, filtering.products(points)
+        c, o = problem.in_channels, problem.out_channels
+        pairs = c * o // problem.groups
+        weights = points**2 * pairs * len(filtering.sums) * size
+        seconds = max(2 * products * pairs / DENSE_FLOPS * size / 4, weights / CACHE_BYTES)
+        seconds += products * (c + o) * size / TRANSFORM_BYTES
+        if not problem.prepared:
+            seconds += weights / MEMORY_BYTES
+        return WINOGRAD_OVERHEAD + problem.batch * seconds + problem.bytes / MEMORY_BYTES
+
+    return cost
 
 
 def cost_depthwise(problem: Problem) -> float:

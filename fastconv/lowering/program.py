@@ -34,6 +34,14 @@ _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
     "groups channels chunks chunk w_width sums sum_count pixel_block k_block activation direct"
 )
+_WINOGRAD_WEIGHTS = "x y outputs kernel channels width pieces x_block y_block y_point"
+_WINOGRAD = (
+    "x w weight b y work work_stride images outputs kernel x_image x_group x_h x_w y_image y_group y_channel "
+    "y_h y_w groups depth channels parts sums sum_count block v v_row width w_block w_point k_block "
+    "activation weight_group w_row"
+)
+_WINOGRAD_SUM = "tiles tile_count w w_offsets x_offsets"
+_WINOGRAD_TILE = "x y rows columns row"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs "
@@ -57,6 +65,10 @@ WORDS = {
     "halo": tuple(_HALO.split()),
     "pack": tuple(_PACK.split()),
     "dense": tuple(_DENSE.split()),
+    "winograd_weights": tuple(_WINOGRAD_WEIGHTS.split()),
+    "winograd": tuple(_WINOGRAD.split()),
+    "winograd_sum": tuple(_WINOGRAD_SUM.split()),
+    "winograd_tile": tuple(_WINOGRAD_TILE.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
@@ -71,6 +83,9 @@ ENGINES = {
     "pack": "pack",
     "dense_rows": "dense",
     "dense_lanes": "dense",
+    "winograd_weights": "winograd_weights",
+    "winograd_inputs": "winograd",
+    "winograd": "winograd",
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
@@ -194,6 +209,13 @@ class Builder:
         self.thread_bytes = max(self.thread_bytes, elements * self.itemsize)
         return Operand("thread")
 
+    def packed(self, elements: int) -> Operand:
+        """Reserve what a plan keeps of the weights."""
+        found = Operand("packed", 0, self.packed_bytes)
+        self.packed_bytes = round_up(self.packed_bytes + elements * self.itemsize, 64)
+        self.copies.append(f"packed weights: {_bytes(elements * self.itemsize)}")
+        return found
+
     def pack(
         self,
         sums: Sequence[dict[str, Any]],
@@ -205,8 +227,9 @@ class Builder:
         x_row: int,
         groups: int = 1,
         x_group: int = 0,
+        keep: bool = True,
     ) -> Operand:
-        """Add the stage that packs weights, and return where they go.
+        """Add the stage that packs weights, and return where they go: what a plan keeps, or else scratch.
 
         Each sum is a dict of ``source`` (the weight offset of each k), ``x`` (where in the weights it
         begins), ``w``, ``w_group`` and ``w_block`` (where packed weights go, by group and by block of `width`
@@ -222,9 +245,7 @@ class Builder:
         # Pieces so small that what is read for one sum is still in L2 for the next.
         deepest = max((record["taps"] for record in records), default=0)
         pieces = max(-(-deepest // PACK_PIECE), 1)
-        y = Operand("packed", 0, self.packed_bytes)
-        self.packed_bytes = round_up(self.packed_bytes + elements * self.itemsize, 64)
-        self.copies.append(f"packed weights: {_bytes(elements * self.itemsize)}")
+        y = self.packed(elements) if keep else self.scratch(0, elements)
         words: Words = dict(
             x=Operand("weight"),
             y=y,

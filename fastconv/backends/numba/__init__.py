@@ -32,7 +32,7 @@ class NumbaBackend:
     """Kernels compiled by numba when they are first needed, and kept in its disk cache."""
 
     name = "numba"
-    kernels = program_kernels("numba", load_engines, functions=True, handicap=HANDICAP)
+    kernels = program_kernels("numba", load_engines, functions=True, winograd=False, handicap=HANDICAP)
 
     def unavailable(self) -> str | None:
         """Return why nothing can be compiled here, or None."""
