@@ -108,6 +108,20 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
 
+/* weight_grad: x is the image in line space, gy the output's gradient in blocks of `width` output channels, channels last
+ * inside a block. A row is an input channel at a tap; a task is a part of the rows of one block, over all images. */
+#define WEIGHT_GRAD_WORDS(W)                                                                                           \
+    W(x) W(gy) W(gw) W(sums) W(work) W(work_stride)                                                                    \
+    W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
+    W(x_image) W(x_group) W(x_d) W(x_h) W(x_w)                                                                         \
+    W(n_d) W(n_h) W(n_w)       /* pixels of the output */                                                              \
+    W(gy_image) W(gy_block)                                                                                            \
+    W(channels) W(blocks) W(width) /* output channels of a group, their blocks, channels of a block */                 \
+    W(rows) W(row_parts) W(row_part) /* rows of a group, how many tasks share them, how many are one's */              \
+    W(row_offsets) W(row_places) W(w_row) /* where a row begins in the image and goes in the weights of one channel */ \
+    W(unmet) W(unmet_places)   /* weights whose taps meet nothing but padding */                                       \
+    W(k_block)
+
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "
 #define DECLARE(type, WORDS)                                                                                           \
@@ -124,6 +138,7 @@ DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
+DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -139,6 +154,7 @@ static const word_layout word_layouts[] = {
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
+    {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

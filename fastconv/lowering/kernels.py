@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
+from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, WEIGHT_GRAD, Problem
 from ..registry import Kernel, Refusal
 from .deform import lower_deform
 from .dense import lower_dense
 from .depthwise import lower_depthwise
 from .program import Engines
+from .weight_grad import lower_weight_grad
 
 __all__ = ["program_kernels"]
 
@@ -77,6 +78,9 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    table.append(
+        kernel("conv_weight_grad_dense", WEIGHT_GRAD, lambda problem: None, cost_dense, lower_weight_grad)
+    )
     return tuple(table)
 
 

@@ -51,6 +51,10 @@ _DEFORM = (
     "w_width w_blocks tile tiles tap_block k_block activation"
 )
 _BLOCK = "x channels group offset_group w last"
+_WEIGHT_GRAD = (
+    "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
+    "gy_block channels blocks width rows row_parts row_part row_offsets row_places w_row unmet unmet_places k_block"
+)
 
 WORDS = {
     "sum": tuple(_SUM.split()),
@@ -62,6 +66,7 @@ WORDS = {
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "deform": tuple(_DEFORM.split()),
     "block": tuple(_BLOCK.split()),
+    "weight_grad": tuple(_WEIGHT_GRAD.split()),
 }
 
 # Which table each engine reads.
@@ -74,6 +79,7 @@ ENGINES = {
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
+    "weight_grad": "weight_grad",
 }
 
 
@@ -110,8 +116,9 @@ class Operand:
     Attributes
     ----------
     name : str
-        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images`` and
-        ``thread_stride`` are no addresses but the images of the chunk and the bytes of a thread's scratch.
+        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images``,
+        ``first_image`` and ``thread_stride`` are no addresses but the images of the chunk, which of all is its
+        first, and the bytes of a thread's scratch.
     image_bytes : int
         From one image to the next; 0 for what is not per image.
     offset : int
