@@ -108,8 +108,9 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
 
-/* weight_grad: x is the image in line space, gy the output's gradient in blocks of `width` output channels, channels last
- * inside a block. A row is an input channel at a tap; a task is a part of the rows of one block, over all images. */
+/* weight_grad: gy is the output's gradient in blocks of `width` output channels, channels last inside a block. Rows of
+ * the tile are the units of one tap: input channels, or (channel, tap) pairs where all taps meet every pixel. A task is a
+ * part of the units of one block, over all images. */
 #define WEIGHT_GRAD_WORDS(W)                                                                                           \
     W(x) W(gy) W(gw) W(sums) W(work) W(work_stride)                                                                    \
     W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
@@ -117,10 +118,14 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(n_d) W(n_h) W(n_w)       /* pixels of the output */                                                              \
     W(gy_image) W(gy_block)                                                                                            \
     W(channels) W(blocks) W(width) /* output channels of a group, their blocks, channels of a block */                 \
-    W(rows) W(row_parts) W(row_part) /* rows of a group, how many tasks share them, how many are one's */              \
-    W(row_offsets) W(row_places) W(w_row) /* where a row begins in the image and goes in the weights of one channel */ \
+    W(units) W(unit_parts) W(unit_part) /* of a group, how many tasks share them, how many are one's */                \
+    W(taps) W(tap_count)       /* records of GRAD_TAP_WORDS */                                                         \
+    W(places) W(w_row)         /* where each (unit, tap) goes in the weights of an output channel, and their length */ \
     W(unmet) W(unmet_places)   /* weights whose taps meet nothing but padding */                                       \
     W(k_block)
+
+/* The output pixels at which a tap meets the image, and where each unit finds output pixel 0. */
+#define GRAD_TAP_WORDS(W) W(x_offsets) W(begin_d) W(end_d) W(begin_h) W(end_h) W(begin_w) W(end_w)
 
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "
@@ -139,6 +144,7 @@ DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
+DECLARE(grad_tap_words, GRAD_TAP_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -155,6 +161,7 @@ static const word_layout word_layouts[] = {
     {"deform", DEFORM_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
+    {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

@@ -53,8 +53,9 @@ _DEFORM = (
 _BLOCK = "x channels group offset_group w last"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
-    "gy_block channels blocks width rows row_parts row_part row_offsets row_places w_row unmet unmet_places k_block"
+    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
 )
+_GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"
 
 WORDS = {
     "sum": tuple(_SUM.split()),
@@ -67,6 +68,7 @@ WORDS = {
     "deform": tuple(_DEFORM.split()),
     "block": tuple(_BLOCK.split()),
     "weight_grad": tuple(_WEIGHT_GRAD.split()),
+    "grad_tap": tuple(_GRAD_TAP.split()),
 }
 
 # Which table each engine reads.

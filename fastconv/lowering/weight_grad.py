@@ -1,17 +1,20 @@
 """The weight gradient of a convolution: a product over pixels through the register tile.
 
-The image in line space is the one a convolution reads, so padding, stride and dilation are the same tables as
-there. The output's gradient is copied channels last, in blocks of one tile's width.
+Where padding is zero, each tap has a list of the pixels at which it meets the image, which is read in place: no halo
+and no work on padding. Other padding modes, and few input channels (whose taps share tiles instead), read the
+image in line space, where every tap meets every pixel. The output's gradient is copied channels last, in blocks of
+one tile's width.
 """
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from ..problem import Problem
 from .dense import add_halo
-from .geometry import Axes, Image, axes_of, kernel_index, output_strides, sums_of
+from .geometry import Image, axes_of, input_strides, kernel_index, output_strides, sums_of
 from .program import Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_weight_grad"]
@@ -20,102 +23,130 @@ __all__ = ["lower_weight_grad"]
 PIXEL_BLOCK = 96
 # Sums of a task: as many as leave L2 room for the image.
 MOST_SUMS_BYTES = 1 << 17
-# More tasks than this are enough to keep threads busy.
+# More tasks than this are enough to keep threads busy, and a task has so many tiles or more.
 ENOUGH_TASKS = 16
+LEAST_TILES = 2
 GFLOPS = 50.0
 
 
 def lower_weight_grad(problem: Problem, engines: Engines) -> Any:
     """Return a program for the weight gradient of any convolution."""
-    b = Builder(problem, engines)
-    axes = axes_of(problem)
-    p = problem
-    taps, offsets, image = _met_taps(axes, 1 if p.layout == "NCHW" else p.in_channels)
+    p, b = problem, Builder(problem, engines)
     c, o = p.in_channels // p.groups, p.out_channels // p.groups
     most = engines.lane_tile[1] * b.lanes
     blocks = -(-o // most)
     width = round_up(-(-o // blocks), b.lanes)
-    rows = c * len(taps)
-
-    x_channel, in_place = _channel_stride(b, axes, image)
-    x_image = image.size if p.layout == "NHWC" else x_channel * p.in_channels
+    tile_rows = _tile_rows(engines, width // b.lanes)
     pixels = math.prod(p.output_size)
     gy_image = p.groups * blocks * pixels * width
-    b.chunked(((0 if in_place else x_image) + gy_image) * b.itemsize)
-    x = b.operand("input") if in_place else _add_image(b, axes, image, x_image, x_channel)
+    in_place = p.padding_mode == "zeros" and (c >= tile_rows // 2 or p.taps == 1)
+    image, records, places = (_taps_in_place if in_place else _taps_in_lines)(b, gy_image)
     gy = _add_panels(b, blocks, width, gy_image, most)
 
-    tile_rows = _tile_rows(engines, width // b.lanes)
-    parts = max(-(-rows * width * b.itemsize // MOST_SUMS_BYTES), -(-ENOUGH_TASKS // (p.groups * blocks)))
-    part = max(round_up(-(-rows // parts), tile_rows), 4 * tile_rows)
-    parts = max(-(-rows // part), 1)
-    one_chunk = p.batch <= b.images_per_chunk
-    sums = 0 if one_chunk else p.groups * blocks * rows * width
-    unmet = np.setdiff1d(np.arange(p.taps), taps)
-    every = np.arange(c)[:, None]
+    units = len(places) // len(records) if records else c
+    sums = units * len(records) * width
+    parts = max(-(-sums * b.itemsize // MOST_SUMS_BYTES), -(-ENOUGH_TASKS // (p.groups * blocks)))
+    part = max(round_up(-(-units // parts), tile_rows), LEAST_TILES * tile_rows)
+    parts = -(-units // part)
+    # One chunk of images sums in the scratch of the thread.
+    shared = 0 if p.batch <= b.images_per_chunk else p.groups * blocks * sums
+    unmet = np.setdiff1d(np.arange(c * p.taps), places)
     words: Words = dict(
-        x=x,
         gy=gy,
         gw=Operand("output"),
-        sums=_scratch_once(b, sums),
-        work=b.thread(part * width),
+        sums=_scratch_of_all_chunks(b, shared),
+        work=b.thread(part * len(records) * width),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         first_image=Operand("first_image"),
         batch=p.batch,
-        x_image=x_image,
-        x_group=c * x_channel,
-        x_d=image.d,
-        x_h=image.h,
-        x_w=image.w,
         gy_image=gy_image,
         gy_block=pixels * width,
         channels=o,
         blocks=blocks,
         width=width,
-        rows=rows,
-        row_parts=parts,
-        row_part=part,
-        row_offsets=b.table((every * x_channel + offsets).ravel()),
-        row_places=b.table((every * p.taps + taps).ravel()),
+        units=units,
+        unit_parts=parts,
+        unit_part=part,
+        taps=b.records("grad_tap", records),
+        tap_count=len(records),
+        places=b.table(places),
         w_row=c * p.taps,
-        unmet=c * len(unmet),
-        unmet_places=b.table((every * p.taps + unmet).ravel()),
+        unmet=len(unmet),
+        unmet_places=b.table(unmet),
         k_block=PIXEL_BLOCK,
     )
     spatial = zip(("n_d", "n_h", "n_w"), (1,) * (3 - p.ndim) + p.output_size, strict=True)
-    tasks = p.groups * blocks * parts
-    # All images of a chunk are one task's.
-    b.stage("weight_grad", tasks, words | dict(spatial), images_per_task=1 << 40)
-    tile = f"{tile_rows} (channel, tap) x {width} channels"
-    return b.finish(p.flops / p.batch / GFLOPS if p.batch else 0, tile)
+    # All images of a chunk belong to each task.
+    b.stage("weight_grad", p.groups * blocks * parts, words | image | dict(spatial), images_per_task=1 << 40)
+    return b.finish(p.flops / p.batch / GFLOPS, f"{tile_rows} channels of a tap x {width} channels")
 
 
-def _met_taps(axes: Axes, pixel: int) -> tuple[np.ndarray, np.ndarray, Image]:
-    """Return the taps that meet the image, where each finds output pixel 0 in line space, and that space."""
-    image = Image.of(axes, pixel)
+Taps = tuple[Words, list[dict[str, int]], np.ndarray]
+
+
+def _taps_in_place(b: Builder, gy_image: int) -> Taps:
+    """Return the words about the image, the record of each tap, and where (channel, tap) goes in the weights."""
+    p = b.problem
+    b.chunked(gy_image * b.itemsize)
+    c = p.in_channels // p.groups
+    x_image, x_channel, *along = input_strides(p)
+    along = along[3 - p.ndim :]
+    met = []  # for each axis (tap, begin, end, offset), of taps that meet the image
+    for size, kernel, out, s, (before, _), dilation, step in zip(
+        p.input_size, p.kernel_size, p.output_size, p.stride, p.padding, p.dilation, along, strict=True
+    ):
+        shifts = [t * dilation - before for t in range(kernel)]
+        # Output q reads q*s + shift, which lies in the image for begin <= q < end.
+        bounds = [(max(-(shift // s), 0), min(-((shift - size) // s), out)) for shift in shifts]
+        met.append(
+            [
+                (t, begin, end, shift * step)
+                for t, (shift, (begin, end)) in enumerate(zip(shifts, bounds, strict=True))
+                if begin < end
+            ]
+        )
+    records, kept = [], []
+    for taps in product(*met):
+        ranges = [(0, 1)] * (3 - p.ndim) + [(begin, end) for _, begin, end, _ in taps]
+        offset = sum(offset for *_, offset in taps)
+        record = {"x_offsets": b.table(np.arange(c) * x_channel + offset)}
+        for axis, (begin, end) in zip("dhw", ranges, strict=True):
+            record |= {f"begin_{axis}": begin, f"end_{axis}": end}
+        records.append(record)
+        kept.append(np.ravel_multi_index([t for t, *_ in taps], p.kernel_size))
+    steps = [0] * (3 - p.ndim) + [s * step for s, step in zip(p.stride, along, strict=True)]
+    image: Words = dict(x=b.operand("input"), x_image=x_image, x_group=c * x_channel)
+    image |= dict(zip(("x_d", "x_h", "x_w"), steps, strict=True))
+    places = np.arange(c)[:, None] * p.taps + np.array(kept, np.int64)
+    return image, records, places.ravel()
+
+
+def _taps_in_lines(b: Builder, gy_image: int) -> Taps:
+    """As above, of the image in line space, where one record has all channels and taps."""
+    p = b.problem
+    axes = axes_of(p)
+    c, channels = p.in_channels // p.groups, p.in_channels
+    last = p.layout == "NHWC"
+    line = Image.of(axes, channels if last else 1)
+    # Planes a multiple of 4 kB apart would all fall into the same cache sets.
+    x_channel = 1 if last else line.size + (16 if line.size * b.itemsize % 4096 == 0 else 0)
+    x_image = line.size if last else x_channel * channels
+    b.chunked((x_image + gy_image) * b.itemsize)
+    if last:
+        x = add_halo(b, "halo_pixels", axes, line, x_image, 0, np.array([0, channels]), 0)
+    else:
+        x = add_halo(b, "halo_planes", axes, line, x_image, x_channel, np.arange(channels + 1), 0)
+    image: Words = dict(x=x, x_image=x_image, x_group=c * x_channel, x_d=line.d, x_h=line.h, x_w=line.w)
     found = sums_of(axes)
     if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), image
+        return image, [], np.zeros(0, np.int64)
     (one,) = found
-    return kernel_index(axes, one), image.tap_offsets(one), image
-
-
-def _channel_stride(b: Builder, axes: Axes, image: Image) -> tuple[int, bool]:
-    """Return the stride of channels in line space, and whether the image is the input itself."""
-    in_place = all(axis.is_identity for axis in axes)
-    if b.problem.layout == "NHWC":
-        return 1, in_place
-    # Planes a multiple of 4 kB apart would all fall into the same cache sets.
-    aliased = not in_place and image.size * b.itemsize % 4096 == 0
-    return image.size + (16 if aliased else 0), in_place
-
-
-def _add_image(b: Builder, axes: Axes, image: Image, x_image: int, x_channel: int) -> Operand:
-    channels = b.problem.in_channels
-    if b.problem.layout == "NHWC":
-        return add_halo(b, "halo_pixels", axes, image, x_image, 0, np.array([0, channels]), 0)
-    return add_halo(b, "halo_planes", axes, image, x_image, x_channel, np.arange(channels + 1), 0)
+    every = np.arange(c)[:, None]
+    record = {"x_offsets": b.table((every * x_channel + line.tap_offsets(one)).ravel())}
+    for axis, size in zip("dhw", (1,) * (3 - p.ndim) + p.output_size, strict=True):
+        record |= {f"begin_{axis}": 0, f"end_{axis}": size}
+    return image, [record], (every * p.taps + kernel_index(axes, one)).ravel()
 
 
 def _add_panels(b: Builder, blocks: int, width: int, gy_image: int, most: int) -> Operand:
@@ -165,7 +196,7 @@ def _tile_rows(engines: Engines, vectors: int) -> int:
     return lane_rows if vectors > tile_vectors or lane_rows > tile_rows else tile_rows
 
 
-def _scratch_once(b: Builder, elements: int) -> Operand:
+def _scratch_of_all_chunks(b: Builder, elements: int) -> Operand:
     """Reserve scratch that all chunks of images share."""
     found = Operand("scratch", 0, b.scratch_bytes)
     b.scratch_bytes = round_up(b.scratch_bytes + elements * b.itemsize, 64)
