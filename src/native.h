@@ -48,7 +48,8 @@
 #define PIXEL_VECTORS 4
 
 #define ENGINE_NAMES                                                                                                   \
-    "halo_planes halo_pixels pack dense_rows dense_lanes depthwise_planes depthwise_pixels deform weight_grad"
+    "halo_planes halo_pixels pack dense_rows dense_lanes depthwise_planes depthwise_pixels deform weight_grad "    \
+    "plane_grad"
 
 /* The register tile is TILE_ROWS x TILE_VECTORS with pixels in the vectors, LANE_ROWS x LANE_VECTORS with channels. */
 typedef struct {

@@ -127,6 +127,25 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* The output pixels at which a tap meets the image, and where each unit finds output pixel 0. */
 #define GRAD_TAP_WORDS(W) W(x_offsets) W(begin_d) W(end_d) W(begin_h) W(end_h) W(begin_w) W(end_w)
 
+/* plane_grad: weight gradients of groups with few channels, as dot products of rows. A task is a group over all images;
+ * its haloed band and its rows of the output's gradient are made in the thread's own scratch. */
+#define PLANE_GRAD_WORDS(W)                                                                                            \
+    W(x) W(gy) W(gw) W(work) W(work_stride) W(images)                                                                  \
+    W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
+    W(gy_image) W(gy_channel) W(gy_d) W(gy_h) W(gy_w)                                                                  \
+    W(channels) W(outputs)     /* of a group */                                                                        \
+    W(n_d) W(n_h) W(n_w) W(band) /* pixels of the output, rows of a band */                                            \
+    W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
+    W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
+    W(line_channel) W(line_d) W(line_phase) W(line_h) W(pitch) /* strides of the scratch */                            \
+    W(kernel_taps)                                                                                                     \
+    W(sets) W(set_count)       /* one channel: records of GRAD_ROW_WORDS, */                                           \
+    W(taps_w) W(w_offsets) W(w_taps) /* and where taps along W begin, and which they are */                            \
+    W(x_offsets) W(places) W(pairs) /* several: where each (channel, tap) begins and goes */
+
+/* Kernel rows of one phase: row i meets line offset + i * step from output row 0, and is tap + i * tap_step. */
+#define GRAD_ROW_WORDS(W) W(x) W(offset) W(step) W(count) W(tap) W(tap_step)
+
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "
 #define DECLARE(type, WORDS)                                                                                           \
@@ -145,6 +164,8 @@ DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 DECLARE(grad_tap_words, GRAD_TAP_WORDS)
+DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
+DECLARE(grad_row_words, GRAD_ROW_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -162,6 +183,8 @@ static const word_layout word_layouts[] = {
     {"block", BLOCK_WORDS(W_NAME)},
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
     {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
+    {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
+    {"grad_row", GRAD_ROW_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

@@ -20,6 +20,7 @@ from ..registry import Kernel, Refusal
 from .deform import lower_deform
 from .dense import lower_dense
 from .depthwise import lower_depthwise
+from .depthwise_grad import lower_plane_grad
 from .program import Engines
 from .weight_grad import lower_weight_grad
 
@@ -78,9 +79,11 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
-    table.append(
-        kernel("conv_weight_grad_dense", WEIGHT_GRAD, lambda problem: None, cost_dense, lower_weight_grad)
-    )
+    for name, cost, lower in (
+        ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
+        ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
+    ):
+        table.append(kernel(name, WEIGHT_GRAD, lambda problem: None, cost, lower))
     return tuple(table)
 
 
@@ -110,3 +113,18 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_dense(problem) + samples / SAMPLE_BYTES
+
+
+def cost_weight_grad(problem: Problem) -> float:
+    """A tile is slow where output channels do not fill its vectors, or input channels its rows."""
+    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    idle = 16 * -(-o // 16) / o * max(1, 4 / (c * problem.taps)) * (2 if o <= 16 else 1)
+    return cost_dense(problem, DENSE_FLOPS / idle)
+
+
+def cost_plane_grad(problem: Problem) -> float:
+    """Pixels of a row fill the vectors, or do not; a tile of few output channels loads more than it computes."""
+    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    width = problem.output_size[-1]
+    idle = 16 * -(-width // 16) / width * (1.5 if c == 1 else max(1.2, 4 / o))
+    return cost_dense(problem, DENSE_FLOPS / idle)

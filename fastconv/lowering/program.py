@@ -55,6 +55,13 @@ _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
     "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
 )
+_PLANE_GRAD = (
+    "x gy gw work work_stride images x_image x_channel x_d x_h x_w gy_image gy_channel gy_d gy_h gy_w "
+    "channels outputs n_d n_h n_w band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h "
+    "map_w runs line_channel line_d line_phase line_h pitch kernel_taps sets set_count taps_w w_offsets w_taps "
+    "x_offsets places pairs"
+)
+_GRAD_ROW = "x offset step count tap tap_step"
 _GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"
 
 WORDS = {
@@ -69,6 +76,8 @@ WORDS = {
     "block": tuple(_BLOCK.split()),
     "weight_grad": tuple(_WEIGHT_GRAD.split()),
     "grad_tap": tuple(_GRAD_TAP.split()),
+    "plane_grad": tuple(_PLANE_GRAD.split()),
+    "grad_row": tuple(_GRAD_ROW.split()),
 }
 
 # Which table each engine reads.
@@ -82,6 +91,7 @@ ENGINES = {
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
     "weight_grad": "weight_grad",
+    "plane_grad": "plane_grad",
 }
 
 

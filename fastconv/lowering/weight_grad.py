@@ -20,7 +20,7 @@ from .program import Builder, Engines, Operand, Words, round_up
 __all__ = ["lower_weight_grad"]
 
 # Pixels of a panel: with its rows of the image it stays in L1.
-PIXEL_BLOCK = 96
+PIXEL_BLOCK = 128
 # Sums of a task: as many as leave L2 room for the image.
 MOST_SUMS_BYTES = 1 << 17
 # More tasks than this are enough to keep threads busy, and a task has so many tiles or more.
