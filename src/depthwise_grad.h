@@ -119,9 +119,17 @@ static void FN(dots)(int64_t row_count, int64_t column_count, int64_t rows, int6
         }
 }
 
-/* The output gradient of one group in a band, rows of whole vectors. */
-static void FN(gradient_rows)(const plane_grad_words *a, const real *gy, int64_t first_row, int64_t rows, real *to)
+/* A band of the output's gradient of one group, in rows of whole vectors: rows and planes lie h, d and o elements apart. */
+typedef struct {
+    const real *at;
+    int64_t h, d, o;
+} FN(gradient);
+
+INLINE FN(gradient) FN(gradient_rows)(const plane_grad_words *a, const real *gy, int64_t first_row, int64_t rows, real *to)
 {
+    if (a->gy_w == 1 && a->pitch == a->n_w)
+        return (FN(gradient)){gy + first_row * a->gy_h, a->gy_h, a->gy_d, a->gy_channel};
+    FN(gradient) copied = {to, a->pitch, rows * a->pitch, a->n_d * rows * a->pitch};
     for (int64_t o = 0; o < a->outputs; o++)
         for (int64_t d = 0; d < a->n_d; d++)
             for (int64_t h = 0; h < rows; h++, to += a->pitch) {
@@ -133,16 +141,17 @@ static void FN(gradient_rows)(const plane_grad_words *a, const real *gy, int64_t
                     for (int64_t w = 0; w < a->n_w; w++)
                         to[w] = from[w * a->gy_w];
             }
+    return copied;
 }
 
 /* One input channel: kernel rows of one phase that meet the same rows of the image. */
-static void FN(grad_of_rows)(const plane_grad_words *a, const grad_row_words *set, const real *lines, const real *gy, int64_t rows,
+static void FN(grad_of_rows)(const plane_grad_words *a, const grad_row_words *set, const real *lines, FN(gradient) gy, int64_t rows,
                              real *sums)
 {
     const int64_t *w_offsets = (const int64_t *)a->w_offsets, *w_taps = (const int64_t *)a->w_taps;
     int64_t parts = (a->taps_w + DOT_COLUMNS - 1) / DOT_COLUMNS, end = set->offset + (set->count - 1) * set->step + rows;
     for (int64_t d = 0; d < a->n_d; d++) {
-        const real *x = lines + set->x + d * a->line_d, *gy_d = gy + d * rows * a->pitch;
+        const real *x = lines + set->x + d * a->line_d, *gy_d = gy.at + d * gy.d;
         /* Kernel rows low..high meet rows at..next of the image inside the band. */
         for (int64_t at = set->offset, next; at < end; at = next) {
             int64_t low = 0, high = 0;
@@ -165,8 +174,8 @@ static void FN(grad_of_rows)(const plane_grad_words *a, const grad_row_words *se
                     column[j] = x + at * a->line_h + w_offsets[from + j];
                     places[j] = w_taps[from + j] * LANES;
                 }
-                FN(dots)(high - low, columns, next - at, a->n_w, gy_d + (at - set->offset - low * set->step) * a->pitch,
-                         -set->step * a->pitch, a->pitch, column, a->line_h, sums + (set->tap + low * set->tap_step) * LANES,
+                FN(dots)(high - low, columns, next - at, a->n_w, gy_d + (at - set->offset - low * set->step) * gy.h,
+                         -set->step * gy.h, gy.h, column, a->line_h, sums + (set->tap + low * set->tap_step) * LANES,
                          set->tap_step * LANES, places);
             }
         }
@@ -174,10 +183,10 @@ static void FN(grad_of_rows)(const plane_grad_words *a, const grad_row_words *se
 }
 
 /* Several input channels: every pair of an output channel and a (channel, tap). */
-static void FN(grad_of_pairs)(const plane_grad_words *a, const real *lines, const real *gy, int64_t rows, real *sums)
+static void FN(grad_of_pairs)(const plane_grad_words *a, const real *lines, FN(gradient) gy, int64_t rows, real *sums)
 {
     const int64_t *x_offsets = (const int64_t *)a->x_offsets, *pair_places = (const int64_t *)a->places;
-    int64_t parts = (a->outputs + DOT_ROWS - 1) / DOT_ROWS, plane = a->n_d * rows * a->pitch;
+    int64_t parts = (a->outputs + DOT_ROWS - 1) / DOT_ROWS;
     int64_t weights = a->channels * a->kernel_taps;
     for (int64_t d = 0; d < a->n_d; d++)
         for (int64_t p = 0; p < parts; p++) {
@@ -189,7 +198,7 @@ static void FN(grad_of_pairs)(const plane_grad_words *a, const real *lines, cons
                     column[j] = lines + x_offsets[k + j] + d * a->line_d;
                     places[j] = pair_places[k + j] * LANES;
                 }
-                FN(dots)(some, columns, rows, a->n_w, gy + o * plane + d * rows * a->pitch, plane, a->pitch, column, a->line_h,
+                FN(dots)(some, columns, rows, a->n_w, gy.at + o * gy.o + d * gy.d, gy.o, gy.h, column, a->line_h,
                          sums + o * weights * LANES, weights * LANES, places);
             }
         }
@@ -198,16 +207,14 @@ static void FN(grad_of_pairs)(const plane_grad_words *a, const real *lines, cons
 /* y[i] = the sum of the lanes of vector i, always in the same order. */
 static void FN(sum_lanes)(const real *sums, int64_t count, real *y)
 {
-    real columns[(VEC_BYTES / sizeof(real)) * (VEC_BYTES / sizeof(real))];
+    real columns[(VEC_BYTES / sizeof(real)) * (VEC_BYTES / sizeof(real))] = {0};
     for (int64_t i = 0; i < count; i += LANES) {
         int64_t some = count - i < LANES ? count - i : LANES;
         FN(transpose)(columns, LANES, sums + i * LANES, LANES, some, LANES);
-        for (int64_t j = 0; j < some; j++) {
-            real total = columns[j];
-            for (int64_t lane = 1; lane < LANES; lane++)
-                total += columns[lane * LANES + j];
-            y[i + j] = total;
-        }
+        vec total = FN(load)(columns);
+        for (int64_t lane = 1; lane < LANES; lane++)
+            total += FN(load)(columns + lane * LANES);
+        FN(store_part)(y + i, total, some);
     }
 }
 
@@ -227,7 +234,7 @@ static void FN(plane_grad)(const int64_t *words, int64_t begin, int64_t end, int
             for (int64_t first = 0; first < a->n_h; first += a->band) {
                 int64_t band = a->n_h - first < a->band ? a->n_h - first : a->band;
                 int64_t heights = a->h_lines - first < a->band_lines ? a->h_lines - first : a->band_lines;
-                FN(gradient_rows)(a, gy, first, band, rows);
+                FN(gradient) gradient = FN(gradient_rows)(a, gy, first, band, rows);
                 for (int64_t c = 0; c < a->channels; c++)
                     for (int64_t d = 0; d < a->lines_d; d++)
                         for (int64_t p = 0; p < a->h_phases; p++)
@@ -239,11 +246,11 @@ static void FN(plane_grad)(const int64_t *words, int64_t begin, int64_t end, int
                                              a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
                             }
                 if (a->channels > 1)
-                    FN(grad_of_pairs)(a, lines, rows, band, sums);
+                    FN(grad_of_pairs)(a, lines, gradient, band, sums);
                 else
-                    for (int64_t o = 0; o < a->outputs; o++)
+                    for (int64_t o = 0; o < a->outputs; o++, gradient.at += gradient.o)
                         for (int64_t s = 0; s < a->set_count; s++)
-                            FN(grad_of_rows)(a, sets + s, lines, rows + o * a->n_d * band * a->pitch, band, sums + o * weights * LANES);
+                            FN(grad_of_rows)(a, sets + s, lines, gradient, band, sums + o * weights * LANES);
             }
         }
         FN(sum_lanes)(sums, a->outputs * weights, (real *)a->gw + group * a->outputs * weights);

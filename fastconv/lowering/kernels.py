@@ -9,6 +9,7 @@ deform_conv_tile           bilinear samples of a tile of pixels, then the regist
 =========================  ===========================================================================
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -118,13 +119,13 @@ def cost_deform(problem: Problem) -> float:
 def cost_weight_grad(problem: Problem) -> float:
     """A tile is slow where output channels do not fill its vectors, or input channels its rows."""
     o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    idle = 16 * -(-o // 16) / o * max(1, 4 / (c * problem.taps)) * (2 if o <= 16 else 1)
+    idle = 0.6 * 16 * -(-o // 16) / o * max(1, 5 / (c * problem.taps))
     return cost_dense(problem, DENSE_FLOPS / idle)
 
 
 def cost_plane_grad(problem: Problem) -> float:
-    """Pixels of a row fill the vectors, or do not; a tile of few output channels loads more than it computes."""
+    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes."""
     o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    width = problem.output_size[-1]
-    idle = 16 * -(-width // 16) / width * (1.5 if c == 1 else max(1.2, 4 / o))
+    vectors = problem.output_size[-1] / 16
+    idle = 0.7 * (math.ceil(vectors) + 0.6) / vectors * (1.5 if c == 1 else 1 + 1 / o)
     return cost_dense(problem, DENSE_FLOPS / idle)
