@@ -22,6 +22,7 @@ from .functional import (
     deform_conv2d,
     deform_conv3d,
 )
+from .grad_plan import GradPlan, plan_grad
 from .plan import Plan, plan
 from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
@@ -33,6 +34,7 @@ __all__ = [
     "BackendError",
     "BackendStatus",
     "Explanation",
+    "GradPlan",
     "Kernel",
     "Plan",
     "Problem",
@@ -51,6 +53,7 @@ __all__ = [
     "explain",
     "kernels",
     "plan",
+    "plan_grad",
     "register_backend",
     "set_default_backend",
     "show_config",

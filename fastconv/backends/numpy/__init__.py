@@ -5,6 +5,7 @@ float64 arrays; this file converts, adds the bias, applies the activation and ro
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,9 @@ def _build_weight_grad(problem: Problem) -> Callable:
 def _build_deform_grad(problem: Problem) -> Callable:
     def run(grads, grad_output, input, weight, offset, mask, threads):
         gy, x = _formula_arrays(problem, grad_output, input)
-        others = (None if array is None else array.astype(np.float64) for array in (weight, offset, mask))
+        others: Any = (
+            None if array is None else array.astype(np.float64) for array in (weight, offset, mask)
+        )
         with np.errstate(invalid="ignore", over="ignore"):
             found = deform_conv_grad(problem, gy, x, *others)
         for name, grad in grads.items():
