@@ -6,6 +6,8 @@ conv_depthwise_nhwc        channels in vectors, no halo: an address for each tap
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
+conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
 """
 
