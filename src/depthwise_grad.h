@@ -14,6 +14,15 @@
 #endif
 #define DOT_COLUMNS 3
 
+/* Left alone, GCC loads a value again for each multiply-add that takes it, and loads are what there are too many of. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v) (void)(v)
+#endif
+
 /* c[i * c_i + c_j[j]] += sum over rows and elements of a[i * a_i] * b[j], vectors of them. a is zero behind a row's end, b may
  * hold anything there. */
 INLINE void FN(dots_body)(const int row_count, const int column_count, int64_t rows, int64_t count, const real *a, int64_t a_i,
@@ -26,23 +35,31 @@ INLINE void FN(dots_body)(const int row_count, const int column_count, int64_t r
         for (int j = 0; j < column_count; j++)
             sum[i][j] = (vec){0};
     }
-    const real *column[DOT_COLUMNS];
+    /* One index for all rows and one for all columns: there are not registers for as many pointers that move. */
+    const real *row[DOT_ROWS], *column[DOT_COLUMNS];
+    UNROLL(8)
+    for (int i = 0; i < row_count; i++)
+        row[i] = a + i * a_i;
     UNROLL(3)
     for (int j = 0; j < column_count; j++)
         column[j] = b[j];
     int64_t whole = count / LANES * LANES;
-    ivec inside;
-    for (int64_t i = 0; i < LANES; i++)
-        inside[i] = i < count - whole ? -1 : 0;
-    for (int64_t h = 0; h < rows; h++, a += a_row) {
-        for (int64_t w = 0; w < whole; w += LANES) {
+    ivec lane;
+    UNROLL(16)
+    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
+        lane[i] = i;
+    ivec inside = lane < (int_of_real)(count - whole);
+    for (int64_t h = 0; h < rows; h++) {
+        int64_t at = h * a_row, from = h * b_row, end = at + whole;
+        for (; at < end; at += LANES, from += LANES) {
             vec x[DOT_COLUMNS];
             UNROLL(3)
             for (int j = 0; j < column_count; j++)
-                x[j] = FN(load)(column[j] + w);
+                x[j] = FN(load)(column[j] + from);
             UNROLL(8)
             for (int i = 0; i < row_count; i++) {
-                vec y = FN(load)(a + i * a_i + w);
+                vec y = FN(load)(row[i] + at);
+                IN_REGISTER(y);
                 UNROLL(3)
                 for (int j = 0; j < column_count; j++)
                     sum[i][j] = FN(fma)(y, x[j], sum[i][j]);
@@ -52,18 +69,16 @@ INLINE void FN(dots_body)(const int row_count, const int column_count, int64_t r
             vec x[DOT_COLUMNS];
             UNROLL(3)
             for (int j = 0; j < column_count; j++)
-                x[j] = (vec)((ivec)FN(load)(column[j] + whole) & inside);
+                x[j] = (vec)((ivec)FN(load)(column[j] + from) & inside);
             UNROLL(8)
             for (int i = 0; i < row_count; i++) {
-                vec y = FN(load)(a + i * a_i + whole);
+                vec y = FN(load)(row[i] + at);
+                IN_REGISTER(y);
                 UNROLL(3)
                 for (int j = 0; j < column_count; j++)
                     sum[i][j] = FN(fma)(y, x[j], sum[i][j]);
             }
         }
-        UNROLL(3)
-        for (int j = 0; j < column_count; j++)
-            column[j] += b_row;
     }
     UNROLL(8)
     for (int i = 0; i < row_count; i++) {
@@ -259,3 +274,4 @@ static void FN(plane_grad)(const int64_t *words, int64_t begin, int64_t end, int
 
 #undef DOT_ROWS
 #undef DOT_COLUMNS
+#undef IN_REGISTER
