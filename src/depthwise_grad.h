@@ -54,8 +54,10 @@ INLINE void FN(dots_body)(const int row_count, const int column_count, int64_t r
         for (; at < end; at += LANES, from += LANES) {
             vec x[DOT_COLUMNS];
             UNROLL(3)
-            for (int j = 0; j < column_count; j++)
+            for (int j = 0; j < column_count; j++) {
                 x[j] = FN(load)(column[j] + from);
+                IN_REGISTER(x[j]);
+            }
             UNROLL(8)
             for (int i = 0; i < row_count; i++) {
                 vec y = FN(load)(row[i] + at);
