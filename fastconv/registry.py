@@ -23,7 +23,7 @@ import numpy as np
 
 from .config import Request, log
 from .errors import BackendError, UnsupportedError
-from .problem import OPS, Problem, parse_op
+from .problem import GRAD_OPS, OPS, Problem, parse_op
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -59,6 +59,11 @@ class Executable(Protocol):
     Optional attributes: ``bind(weight, bias)`` returns an executable with the weights packed, which ignores
     the weight and bias it is called with; ``scratch_bytes(threads)``, ``copies``, ``tile`` and ``isa`` are
     what :func:`fastconv.explain` prints.
+
+    A kernel for ``convNd_weight_grad`` is called in the same way, with the gradient of the output in the place
+    of `weight`, and fills `output`, which has the weight's shape. One for ``deform_convNd_grad`` is called as
+    ``(grads, grad_output, input, weight, offset, mask, threads)`` and fills the arrays in the dict `grads`:
+    some of ``input``, ``offset``, ``weight`` and ``mask``, each of the operand's shape.
     """
 
     def __call__(
@@ -235,9 +240,9 @@ def check_backend_object(backend: Any, name: str | None = None) -> None:
             raise ValueError(
                 f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}"
             )
-        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS):
+        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS + GRAD_OPS):
             raise ValueError(
-                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS)}, got {kernel.ops!r}"
+                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS + GRAD_OPS)}, got {kernel.ops!r}"
             )
 
 
@@ -363,7 +368,7 @@ def backends() -> list[BackendStatus]:
 def status(entry: Entry) -> BackendStatus:
     reason = entry.reason()
     ops = {op for kernel in entry.backend.kernels for op in kernel.ops} if entry.backend else set()
-    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in OPS if op in ops))
+    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in OPS + GRAD_OPS if op in ops))
 
 
 def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel]:
@@ -372,7 +377,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     Parameters
     ----------
     op : str, optional
-        Only the kernels for this operation, such as ``"conv2d"``.
+        Only the kernels for this operation, such as ``"conv2d"`` or ``"conv2d_weight_grad"``.
     backend : str, optional
         Only those of this backend.
 
@@ -392,7 +397,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     ['conv_direct']
     """
     if op is not None:
-        parse_op(op)
+        parse_op(op, OPS + GRAD_OPS)
     if backend is not None:
         found = find_backend(backend).ready().kernels
     else:

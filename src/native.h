@@ -47,7 +47,9 @@
 #define PIXELS 4
 #define PIXEL_VECTORS 4
 
-#define ENGINE_NAMES "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd depthwise_planes depthwise_pixels deform"
+#define ENGINE_NAMES                                                                                                   \
+    "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
+    "depthwise_planes depthwise_pixels deform weight_grad plane_grad"
 
 /* The register tile is TILE_ROWS x TILE_VECTORS with pixels in the vectors, LANE_ROWS x LANE_VECTORS with channels. */
 typedef struct {

@@ -29,7 +29,7 @@ cdef extern from "native.h" nogil:
     word_layout *word_layouts
     int WORD_LAYOUTS
     int MAX_K_BLOCK, MAX_PIXEL_BLOCK, STRIP, PIXELS
-    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, OPERANDS
+    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
     ctypedef struct stage_words:
         engine_fn run
         int64_t words, tasks, images_per_task, weights_only
@@ -47,7 +47,7 @@ cdef extern from "native.h" nogil:
 if watch_forks():
     raise ImportError("pthread_atfork failed")
 
-OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride")
+OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride", "first_image")
 
 # Where adding threads begins to pay: a region costs some microseconds, an idle pool wakes slowly.
 cdef double THREAD_NS = 20e3
@@ -229,7 +229,7 @@ cdef class Program:
 
     def __call__(self, cnp.ndarray output not None, cnp.ndarray input not None, weight, bias, offset, mask, int threads):
         cdef int64_t base[16]
-        cdef int64_t images = cnp.PyArray_DIMS(output)[0]
+        cdef int64_t images = cnp.PyArray_DIMS(input)[0]
         base[INPUT] = <int64_t>cnp.PyArray_DATA(input)
         base[INPUT_END] = base[INPUT] + images * self.input_bytes
         base[WEIGHT] = address(weight) if self.weight is None else address(self.weight)

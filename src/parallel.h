@@ -3,7 +3,7 @@
 #include <omp.h>
 #include <pthread.h>
 
-enum { INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, OPERANDS };
+enum { INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS };
 
 typedef struct {
     engine_fn run;
@@ -44,6 +44,8 @@ static void patch(const program_words *p, int64_t *words, const int64_t *base, i
             words[q->word] = images;
         else if (q->operand == THREAD_STRIDE)
             words[q->word] = p->thread_bytes;
+        else if (q->operand == FIRST_IMAGE)
+            words[q->word] = first;
         else
             words[q->word] = base[q->operand] ? base[q->operand] + first * q->image_bytes + q->offset : 0;
     }

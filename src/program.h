@@ -137,6 +137,44 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
 
+/* weight_grad: gy is the output's gradient in blocks of `width` output channels, channels last inside a block. Rows of
+ * the tile are the units of one tap: input channels, or (channel, tap) pairs where all taps meet every pixel. A task is a
+ * part of the units of one block, over all images. */
+#define WEIGHT_GRAD_WORDS(W)                                                                                           \
+    W(x) W(gy) W(gw) W(sums) W(work) W(work_stride)                                                                    \
+    W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
+    W(x_image) W(x_group) W(x_d) W(x_h) W(x_w)                                                                         \
+    W(n_d) W(n_h) W(n_w)       /* pixels of the output */                                                              \
+    W(gy_image) W(gy_block)                                                                                            \
+    W(channels) W(blocks) W(width) /* output channels of a group, their blocks, channels of a block */                 \
+    W(units) W(unit_parts) W(unit_part) /* of a group, how many tasks share them, how many are one's */                \
+    W(taps) W(tap_count)       /* records of GRAD_TAP_WORDS */                                                         \
+    W(places) W(w_row)         /* where each (unit, tap) goes in the weights of an output channel, and their length */ \
+    W(unmet) W(unmet_places)   /* weights whose taps meet nothing but padding */                                       \
+    W(k_block)
+
+/* The output pixels at which a tap meets the image, and where each unit finds output pixel 0. */
+#define GRAD_TAP_WORDS(W) W(x_offsets) W(begin_d) W(end_d) W(begin_h) W(end_h) W(begin_w) W(end_w)
+
+/* plane_grad: weight gradients of groups with few channels, as dot products of rows. A task is a group over all images;
+ * its haloed band and its rows of the output's gradient are made in the thread's own scratch. */
+#define PLANE_GRAD_WORDS(W)                                                                                            \
+    W(x) W(gy) W(gw) W(work) W(work_stride) W(images)                                                                  \
+    W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
+    W(gy_image) W(gy_channel) W(gy_d) W(gy_h) W(gy_w)                                                                  \
+    W(channels) W(outputs)     /* of a group */                                                                        \
+    W(n_d) W(n_h) W(n_w) W(band) /* pixels of the output, rows of a band */                                            \
+    W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
+    W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
+    W(line_channel) W(line_d) W(line_phase) W(line_h) W(pitch) /* strides of the scratch */                            \
+    W(kernel_taps)                                                                                                     \
+    W(sets) W(set_count)       /* one channel: records of GRAD_ROW_WORDS, */                                           \
+    W(taps_w) W(w_offsets) W(w_taps) /* and where taps along W begin, and which they are */                            \
+    W(x_offsets) W(places) W(pairs) /* several: where each (channel, tap) begins and goes */
+
+/* Kernel rows of one phase: row i meets line offset + i * step from output row 0, and is tap + i * tap_step. */
+#define GRAD_ROW_WORDS(W) W(x) W(offset) W(step) W(count) W(tap) W(tap_step)
+
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "
 #define DECLARE(type, WORDS)                                                                                           \
@@ -157,6 +195,10 @@ DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
+DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
+DECLARE(grad_tap_words, GRAD_TAP_WORDS)
+DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
+DECLARE(grad_row_words, GRAD_ROW_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -176,6 +218,10 @@ static const word_layout word_layouts[] = {
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
+    {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
+    {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
+    {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
+    {"grad_row", GRAD_ROW_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

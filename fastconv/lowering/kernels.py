@@ -8,6 +8,8 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
+conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
 """
 
@@ -18,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
+from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, WEIGHT_GRAD, Problem
 from ..registry import Kernel, Refusal
 from .deform import lower_deform
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
+from .depthwise_grad import lower_plane_grad
 from .program import Engines, round_up
+from .weight_grad import lower_weight_grad
 from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 
 __all__ = ["program_kernels"]
@@ -111,6 +115,11 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    for name, cost, lower in (
+        ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
+        ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
+    ):
+        table.append(kernel(name, WEIGHT_GRAD, lambda problem: None, cost, lower))
     return tuple(table)
 
 
@@ -167,3 +176,18 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_dense(problem) + samples / SAMPLE_BYTES
+
+
+def cost_weight_grad(problem: Problem) -> float:
+    """A tile is slow where output channels do not fill its vectors, or input channels its rows."""
+    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    idle = 0.6 * 16 * -(-o // 16) / o * max(1, 5 / (c * problem.taps))
+    return cost_dense(problem, DENSE_FLOPS / idle)
+
+
+def cost_plane_grad(problem: Problem) -> float:
+    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes."""
+    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    vectors = problem.output_size[-1] / 16
+    idle = 0.7 * (math.ceil(vectors) + 0.6) / vectors * (1.5 if c == 1 else 1 + 1 / o)
+    return cost_dense(problem, DENSE_FLOPS / idle)

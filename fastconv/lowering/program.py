@@ -61,6 +61,18 @@ _DEFORM = (
     "w_width w_blocks w_block tile tiles tap_block k_block activation"
 )
 _BLOCK = "x channels group offset_group w last"
+_WEIGHT_GRAD = (
+    "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
+    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
+)
+_PLANE_GRAD = (
+    "x gy gw work work_stride images x_image x_channel x_d x_h x_w gy_image gy_channel gy_d gy_h gy_w "
+    "channels outputs n_d n_h n_w band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h "
+    "map_w runs line_channel line_d line_phase line_h pitch kernel_taps sets set_count taps_w w_offsets w_taps "
+    "x_offsets places pairs"
+)
+_GRAD_ROW = "x offset step count tap tap_step"
+_GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"
 
 WORDS = {
     "sum": tuple(_SUM.split()),
@@ -76,6 +88,10 @@ WORDS = {
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "deform": tuple(_DEFORM.split()),
     "block": tuple(_BLOCK.split()),
+    "weight_grad": tuple(_WEIGHT_GRAD.split()),
+    "grad_tap": tuple(_GRAD_TAP.split()),
+    "plane_grad": tuple(_PLANE_GRAD.split()),
+    "grad_row": tuple(_GRAD_ROW.split()),
 }
 
 # Which table each engine reads.
@@ -91,6 +107,8 @@ ENGINES = {
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
+    "weight_grad": "weight_grad",
+    "plane_grad": "plane_grad",
 }
 
 
@@ -127,8 +145,9 @@ class Operand:
     Attributes
     ----------
     name : str
-        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images`` and
-        ``thread_stride`` are no addresses but the images of the chunk and the bytes of a thread's scratch.
+        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images``,
+        ``first_image`` and ``thread_stride`` are no addresses but the images of the chunk, which of all is its
+        first, and the bytes of a thread's scratch.
     image_bytes : int
         From one image to the next; 0 for what is not per image.
     offset : int

@@ -5,7 +5,8 @@ tables and run in the same threads as those in src/. Only that they are compiled
 needed, which lets an activation be any function that numba can compile. Numba is imported when a kernel is
 built, and not before.
 
-- ``halo``, ``pack``, ``tile``, ``dense``, ``depthwise``, ``deform``, ``epilogue``: the engines, as in src/
+- ``halo``, ``pack``, ``tile``, ``dense``, ``depthwise``, ``deform``, ``weight_grad``, ``depthwise_grad``, ``epilogue``:
+  the engines, as in src/
 - ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
 - ``activation``: silu, gelu, and the functions of users
 - ``engines``: compiling and caching

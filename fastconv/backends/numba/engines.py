@@ -1,6 +1,6 @@
 """Compiling engines: once a process, and mostly once a machine, since numba keeps the code in its disk cache.
 
-There are eight engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are ten engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -22,11 +22,13 @@ from . import activation
 from .deform import deform
 from .dense import dense_lanes, dense_rows
 from .depthwise import depthwise_pixels, depthwise_planes
+from .depthwise_grad import plane_grad
 from .epilogue import HARDSWISH, LINEAR, RELU, RELU6
 from .halo import halo_pixels, halo_planes
 from .pack import pack
 from .simd import Pointer, Record
 from .tile import tile_shapes
+from .weight_grad import weight_grad
 
 __all__ = ["NumbaEngines", "engines"]
 
@@ -41,6 +43,8 @@ ENGINES = {
     "depthwise_planes": depthwise_planes,
     "depthwise_pixels": depthwise_pixels,
     "deform": deform,
+    "weight_grad": weight_grad,
+    "plane_grad": plane_grad,
 }
 CODES = {None: LINEAR, "relu": RELU, "relu6": RELU6, "hardswish": HARDSWISH}
 FUNCTIONS: dict[Any, Callable] = {
