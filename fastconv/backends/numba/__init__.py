@@ -5,7 +5,7 @@ tables and run in the same threads as those in src/. Only that they are compiled
 needed, which lets an activation be any function that numba can compile. Numba is imported when a kernel is
 built, and not before.
 
-- ``halo``, ``pack``, ``tile``, ``dense``, ``depthwise``, ``deform``, ``epilogue``: the engines, as in src/
+- ``halo``, ``pack``, ``tile``, ``dense``, ``winograd``, ``depthwise``, ``deform``, ``epilogue``: the engines, as in src/
 - ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
 - ``activation``: silu, gelu, and the functions of users
 - ``engines``: compiling and caching
@@ -32,7 +32,7 @@ class NumbaBackend:
     """Kernels compiled by numba when they are first needed, and kept in its disk cache."""
 
     name = "numba"
-    kernels = program_kernels("numba", load_engines, functions=True, winograd=False, handicap=HANDICAP)
+    kernels = program_kernels("numba", load_engines, functions=True, handicap=HANDICAP)
 
     def unavailable(self) -> str | None:
         """Return why nothing can be compiled here, or None."""

@@ -10,8 +10,8 @@ channels a group the stitching would not pay, and the vectors read the image in 
 
 from numba import int64
 
-from .epilogue import finish_lanes, finish_row, store_rows
-from .moves import copy, copy_over, transpose
+from .epilogue import finish_row, leave_lanes, store_rows
+from .moves import copy, copy_over
 from .simd import (
     address,
     elements_before,
@@ -238,15 +238,5 @@ def dense_lanes(a, begin, end, thread):
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
                 tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb)
-        if a.b or a.activation:
-            b = bias + (group * a.channels + first)
-            for p in range(pixels):
-                finish_lanes(c + p * width, channels, b, a.b != 0, a.activation)
-        if a.y_channel == 1:
-            for s in range(found):
-                run = runs[s]
-                for i in range(run.count):
-                    copy(y + (run.y + i * part.y_w), c + (run.at + i) * width, channels)
-        else:
-            transpose(turned, turned_row, c, width, pixels, channels)
-            store_rows(turned, turned_row, channels, runs, found, y, a.y_channel, part.y_w)
+        b = bias + (group * a.channels + first)
+        leave_lanes(a, c, width, pixels, channels, runs, found, b, turned, turned_row, y, part.y_w)

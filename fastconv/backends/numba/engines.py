@@ -1,6 +1,6 @@
 """Compiling engines: once a process, and mostly once a machine, since numba keeps the code in its disk cache.
 
-There are eight engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are eleven engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -27,6 +27,7 @@ from .halo import halo_pixels, halo_planes
 from .pack import pack
 from .simd import Pointer, Record
 from .tile import tile_shapes
+from .winograd import winograd, winograd_inputs, winograd_weights
 
 __all__ = ["NumbaEngines", "engines"]
 
@@ -38,6 +39,9 @@ ENGINES = {
     "pack": pack,
     "dense_rows": dense_rows,
     "dense_lanes": dense_lanes,
+    "winograd_weights": winograd_weights,
+    "winograd_inputs": winograd_inputs,
+    "winograd": winograd,
     "depthwise_planes": depthwise_planes,
     "depthwise_pixels": depthwise_pixels,
     "deform": deform,

@@ -68,3 +68,22 @@ def store_rows(c, c_row, rows, runs, run_count, y, y_channel, y_w):
                     copy_spread(to, source, run.count)
                 else:
                     copy_strided(to, y_w, source, 1, run.count)
+
+
+@helper
+def leave_lanes(a, c, width, pixels, channels, runs, run_count, bias, turned, turned_row, y, y_w):
+    """The way out of [pixel][channel] results, which are finished in place.
+
+    They are then copied, or turned where channels come first. `a` is the record of the engine.
+    """
+    if a.b or a.activation:
+        for p in range(pixels):
+            finish_lanes(c + p * width, channels, bias, a.b != 0, a.activation)
+    if a.y_channel == 1:
+        for s in range(run_count):
+            run = runs[s]
+            for i in range(run.count):
+                copy(y + (run.y + i * y_w), c + (run.at + i) * width, channels)
+    else:
+        transpose(turned, turned_row, c, width, pixels, channels)
+        store_rows(turned, turned_row, channels, runs, run_count, y, a.y_channel, y_w)

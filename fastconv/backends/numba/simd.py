@@ -588,31 +588,78 @@ def emit_totals(builder: Any, kind: Any, totals: list, places: list, add: Any) -
                 emit_store(builder, kind, place, total)
 
 
-def emit_out_of_line(builder: Any, name: str, args: Sequence, emit: Callable) -> None:
+def emit_out_of_line(
+    builder: Any, name: str, args: Sequence, emit: Callable, result: ir.Type | None = None
+) -> Any:
     """Call a function that is emitted at its first use and never inlined: it has all registers to itself."""
-    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    kind = ir.FunctionType(result or ir.VoidType(), [arg.type for arg in args])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     if not function.blocks:
         function.linkage = "linkonce_odr"  # one copy, however many modules that have it are linked
         function.attributes.add("noinline")
         function.attributes.add("nounwind")
         inner = ir.IRBuilder(function.append_basic_block("entry"))
-        emit(inner, *function.args)
-        inner.ret_void()
-    builder.call(function, args)
+        value = emit(inner, *function.args)
+        if result:
+            inner.ret(value)
+        else:
+            inner.ret_void()
+    return builder.call(function, args)
 
 
-def emit_switch(builder: Any, value: Any, cases: dict[int, Callable]) -> None:
-    """Jump on a value that is one of the cases."""
+def emit_switch(builder: Any, value: Any, cases: dict[int, Callable], result: ir.Type | None = None) -> Any:
+    """Jump on a value that is one of the cases; return what the case returns, if `result` tells its type."""
     function = builder.function
     nothing, after = function.append_basic_block("nothing"), function.append_basic_block("after")
     jump = builder.switch(value, nothing)
     builder.position_at_end(nothing)
     builder.unreachable()
+    found = []
     for case, emit in cases.items():
         block = function.append_basic_block(f"case_{case}")
         jump.add_case(WORD(case), block)
         builder.position_at_end(block)
-        emit()
+        found.append((emit(), builder.block))
         builder.branch(after)
     builder.position_at_end(after)
+    if not result:
+        return None
+    phi = builder.phi(result)
+    for returned, block in found:
+        phi.add_incoming(returned, block)
+    return phi
+
+
+class Term:
+    """A vector of the function being emitted, for formulas: ``a + 2 * b``; numbers become vectors."""
+
+    __array_ufunc__ = None  # so that a NumPy number on the left leaves the operation to us
+
+    def __init__(self, builder: Any, value: Any):
+        self.builder, self.value = builder, value
+
+    def all_lanes(self, number: Any) -> Any:
+        return ir.Constant(self.value.type, [float(number)] * self.value.type.count)
+
+    def _apply(self, verb: str, other: Any) -> "Term":
+        value = other.value if isinstance(other, Term) else self.all_lanes(other)
+        return Term(self.builder, getattr(self.builder, verb)(self.value, value))
+
+    def __add__(self, other: "Term") -> "Term":
+        return self._apply("fadd", other)
+
+    def __sub__(self, other: "Term") -> "Term":
+        return self._apply("fsub", other)
+
+    def __mul__(self, other: Any) -> "Term":
+        return self._apply("fmul", other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: Any) -> "Term":
+        return self._apply("fdiv", number)
+
+    def times_plus(self, number: Any, addend: "Term") -> "Term":
+        """self * number + addend, as emit_fma rounds it."""
+        value = emit_fma(self.builder, self.all_lanes(number), self.value, addend.value)
+        return Term(self.builder, value)
