@@ -41,7 +41,7 @@ from .simd import (
     void,
     word,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, tile
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tile
 
 NAN = float("nan")
 AXES, CORNERS = 3, 8
@@ -189,7 +189,7 @@ def deform_multiply(a, work, w, taps, pixels, row, w_block, add):
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
                 c = work.sums + (block * a.tile + p) * a.w_width
-                tile(rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
+                lane_tile(rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
 
 
 @helper

@@ -29,8 +29,9 @@ from .tile import (
     MAX_TILE_ROWS,
     MAX_TILE_WIDTH,
     lane_rows,
+    lane_tile,
     lane_vectors,
-    tile,
+    pixel_tile,
     tile_rows,
     tile_vectors,
 )
@@ -196,7 +197,7 @@ def dense_rows(a, begin, end, thread):
                     if k_blocks > 1:
                         c_row = a.pixel_block + lanes(a)
                         c = partial + ((o - first) * c_row + start * lanes(a))
-                    tile(rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
+                    pixel_tile(rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
                     if kb < k_blocks - 1:
                         continue
                     if a.b or a.activation:
@@ -237,6 +238,21 @@ def dense_lanes(a, begin, end, thread):
             count = min(part.taps - k, a.k_block)
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
-                tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb)
+                lane_tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb)
         b = bias + (group * a.channels + first)
-        leave_lanes(a, c, width, pixels, channels, runs, found, b, turned, turned_row, y, part.y_w)
+        leave_lanes(
+            c,
+            width,
+            pixels,
+            channels,
+            runs,
+            found,
+            b,
+            a.b != 0,
+            a.activation,
+            turned,
+            turned_row,
+            y,
+            a.y_channel,
+            part.y_w,
+        )

@@ -71,19 +71,31 @@ def store_rows(c, c_row, rows, runs, run_count, y, y_channel, y_w):
 
 
 @helper
-def leave_lanes(a, c, width, pixels, channels, runs, run_count, bias, turned, turned_row, y, y_w):
-    """The way out of [pixel][channel] results, which are finished in place.
-
-    They are then copied, or turned where channels come first. `a` is the record of the engine.
-    """
-    if a.b or a.activation:
+def leave_lanes(
+    c,
+    width,
+    pixels,
+    channels,
+    runs,
+    run_count,
+    bias,
+    has_bias,
+    activation,
+    turned,
+    turned_row,
+    y,
+    y_channel,
+    y_w,
+):
+    """The way out of [pixel][channel] results: finished in place, then copied, or turned where channels come first."""
+    if has_bias or activation:
         for p in range(pixels):
-            finish_lanes(c + p * width, channels, bias, a.b != 0, a.activation)
-    if a.y_channel == 1:
+            finish_lanes(c + p * width, channels, bias, has_bias, activation)
+    if y_channel == 1:
         for s in range(run_count):
             run = runs[s]
             for i in range(run.count):
                 copy(y + (run.y + i * y_w), c + (run.at + i) * width, channels)
     else:
         transpose(turned, turned_row, c, width, pixels, channels)
-        store_rows(turned, turned_row, channels, runs, run_count, y, a.y_channel, y_w)
+        store_rows(turned, turned_row, channels, runs, run_count, y, y_channel, y_w)

@@ -12,6 +12,8 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+from numba import types
+
 from .simd import (
     INTEGERS,
     WORD,
@@ -101,18 +103,29 @@ def emit_tile(kind: Any, row_count: int, vector_count: int) -> Callable:
     return emit
 
 
-@verb
-def tile(rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
-    """Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a."""
-    full = shapes_for(b)
-    shapes = {(r + 1, v + 1) for most_r, most_v in full for r in range(most_r) for v in range(most_v)}
+def tile_verb(family: int) -> Callable:
+    """Return the verb for one family of shapes: 0 with pixels, 1 with channels in the vectors.
 
-    def emit(builder, rows, vectors, *args):
-        def case(r, v):
-            name = f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_tile(b, r, v))
+    Engines have no more shapes compiled than they can meet; where the number of vectors is written out, those.
+    """
 
-        number = builder.add(builder.mul(rows, WORD(8)), vectors)
-        emit_switch(builder, number, {8 * r + v: case(r, v) for r, v in sorted(shapes)})
+    def tile(rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
+        most_rows, most_vectors = shapes_for(b)[family]
+        widths = [vectors.literal_value] if isinstance(vectors, types.Literal) else range(1, most_vectors + 1)
 
-    return void(word, word, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit
+        def emit(builder, rows, vectors, *args):
+            def case(r, v):
+                name = f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}"
+                return lambda: emit_out_of_line(builder, name, args, emit_tile(b, r, v))
+
+            number = builder.add(builder.mul(rows, WORD(8)), vectors)
+            shapes = [(r, v) for r in range(1, most_rows + 1) for v in widths]
+            emit_switch(builder, number, {8 * r + v: case(r, v) for r, v in shapes})
+
+        return void(word, vectors, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit
+
+    return verb(tile)
+
+
+# Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a.
+pixel_tile, lane_tile = tile_verb(0), tile_verb(1)

@@ -91,13 +91,26 @@ class Points:
             return [g0, even + odd, even - odd, g[-1]]
         if points == 5:
             near, far = self.near * self.near, self.far * self.far
-            even, odd = (g0 + near * g2) / (2 * self.near * (near - far)), (g1 + near * g3) / (2 * (near - far))
-            even_2, odd_2 = (g0 + far * g2) / (2 * self.far * (far - near)), (g1 + far * g3) / (2 * (far - near))
+            even, odd = (
+                (g0 + near * g2) / (2 * self.near * (near - far)),
+                (g1 + near * g3) / (2 * (near - far)),
+            )
+            even_2, odd_2 = (
+                (g0 + far * g2) / (2 * self.far * (far - near)),
+                (g1 + far * g3) / (2 * (far - near)),
+            )
             return [odd + even, odd - even, odd_2 + even_2, odd_2 - even_2, g[-1]]
         even, odd = g0 + 0.5 * g2 + 0.25 * g4, (g1 + 0.5 * g3) * self.root_low
         even_2, odd_2 = g0 + 2 * g2 + 4 * g4, (g1 + 2 * g3) * self.root_high
         low, high = self.real(-2 / 3), self.real(1 / 6)
-        return [g0, (even + odd) * low, (even - odd) * low, (even_2 + odd_2) * high, (even_2 - odd_2) * high, g[-1]]
+        return [
+            g0,
+            (even + odd) * low,
+            (even - odd) * low,
+            (even_2 + odd_2) * high,
+            (even_2 - odd_2) * high,
+            g[-1],
+        ]
 
 
 def on_both_axes(line: Callable[[Line], Line], square: list[Line]) -> Line:
@@ -116,7 +129,9 @@ def emit_square(builder: Any, kind: Any, x: Any, x_h: Any, x_w: Any, size: int) 
 def emit_vectors(builder: Any, kind: Any, count: Any, start: list, step: Callable) -> list:
     """Emit a loop over the vectors that hold `count` elements; `step` is told where each begins."""
     vectors = builder.udiv(builder.add(count, WORD(kind.lanes - 1)), WORD(kind.lanes))
-    return emit_loop(builder, vectors, start, lambda k, carried: step(builder.mul(k, WORD(kind.lanes)), carried))
+    return emit_loop(
+        builder, vectors, start, lambda k, carried: step(builder.mul(k, WORD(kind.lanes)), carried)
+    )
 
 
 def emit_stores(builder: Any, kind: Any, terms: Line, y: Any, y_step: Any) -> None:
@@ -173,7 +188,9 @@ def emit_weights(kind: Any, m: int, kernel: int) -> Callable:
             def step(o, _):
                 row = builder.mul(width, WORD(kernel))
                 square = emit_square(builder, kind, emit_at(builder, x_c, o), row, width, kernel)
-                transformed = on_both_axes(lambda line: Points(kind.element).weights(m + kernel - 1, line), square)
+                transformed = on_both_axes(
+                    lambda line: Points(kind.element).weights(m + kernel - 1, line), square
+                )
                 emit_stores(builder, kind, transformed, emit_at(builder, y_c, o), y_point)
                 return []
 

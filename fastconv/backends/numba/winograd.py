@@ -23,7 +23,7 @@ from .simd import (
     stack_runs,
     stack_vectors,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, tile
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tile
 from .transforms import input_transform, output_transform, weight_transform
 
 # Tiles that leave together: their outputs stay in L1.
@@ -129,7 +129,7 @@ def winograd_direct(a, of, x, w, channels, panel, y, y_row):
                         pixel = first + p if p < pixels else first
                         at = x_offsets[k + i] + pixel // m * a.x_h + pixel % m * a.x_w
                         panel[i * lanes(a) + p] = x[at]
-                tile(rows, 1, count, row, w_offsets + k, panel, steps, c, lanes(a), k)
+                lane_tile(rows, 1, count, row, w_offsets + k, panel, steps, c, lanes(a), k)
             for p in range(pixels):
                 to = y + ((first + p) // m * y_row + (first + p) % m * a.width + o)
                 for r in range(rows):
@@ -139,7 +139,11 @@ def winograd_direct(a, of, x, w, channels, panel, y, y_row):
 @helper
 def winograd_products(a, tiles, vectors, v, w, sums):
     """sums[point][tile][o] of a task's tiles and one block of output channels."""
-    ahead, steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
+    ahead, steps, row = (
+        stack_integers(MAX_K_BLOCK),
+        stack_integers(MAX_K_BLOCK),
+        stack_integers(MAX_TILE_ROWS),
+    )
     v_point, point = a.block * a.v_row + lanes(a), a.block * a.width + lanes(a)
     for i in range(a.k_block):
         ahead[i] = i
@@ -153,7 +157,7 @@ def winograd_products(a, tiles, vectors, v, w, sums):
                 for i in range(rows):
                     row[i] = address(v + (p * v_point + (t + i) * a.v_row + k))
                 c = sums + (p * point + t * a.width)
-                tile(rows, vectors, count, row, ahead, w_p, steps, c, a.width, k)
+                lane_tile(rows, vectors, count, row, ahead, w_p, steps, c, a.width, k)
 
 
 @helper
@@ -166,12 +170,10 @@ def winograd_leave(a, of, task, begin, end, x, w, channels, work, runs):
     at, found, done = 0, 0, begin
     while done < end:
         image, number = (task.first + done) // of.tile_count, (task.first + done) % of.tile_count
-        tiles = records(a, of.tiles, "winograd_tile") [number]
+        tiles = records(a, of.tiles, "winograd_tile")[number]
         together = 1
         while (
-            done + together < end
-            and number + together < of.tile_count
-            and tiles[together].row == tiles.row
+            done + together < end and number + together < of.tile_count and tiles[together].row == tiles.row
         ):
             together += 1
         y_row = together * m * a.width
@@ -220,5 +222,18 @@ def winograd(a, begin, end, thread):
                 last, w_o = min(i + LEAVING_TILES, task.count), weight + o * a.w_row
                 pixels, found = winograd_leave(a, of, task, i, last, x, w_o, channels, work, runs)
                 leave_lanes(
-                    a, work.leaving, a.width, pixels, channels, runs, found, b, work.turned, turned_row, y, a.y_w
+                    work.leaving,
+                    a.width,
+                    pixels,
+                    channels,
+                    runs,
+                    found,
+                    b,
+                    a.b != 0,
+                    a.activation,
+                    work.turned,
+                    turned_row,
+                    y,
+                    a.y_channel,
+                    a.y_w,
                 )
