@@ -59,6 +59,17 @@ def test_frames_have_room_for_what_the_lowering_plans():
     assert own == _native.limits()
 
 
+def test_winograd_has_the_algorithms_that_the_lowering_plans():
+    from fastconv.backends.numba import transforms, winograd
+    from fastconv.lowering import winograd as lowering
+
+    planned = {(m, r) for r, outputs in lowering.OUTPUTS.items() for m in outputs}
+    assert planned == set(transforms.ALGORITHMS)
+    assert {m + r - 1 for m, r in planned} == set(transforms.POINTS)
+    assert winograd.LEAVING_TILES == lowering.LEAVING_TILES
+    assert winograd.LEAVING_TILES * max(m for m, _ in planned) == winograd.MAX_RUNS
+
+
 def test_shapes_and_options_are_data(engines):
     """However many problems: no engine is compiled twice for one type."""
     for stride, dilation, groups, padding in ((1, 1, 1, 0), (2, 1, 3, 1), (1, 3, 1, 5), (3, 2, 3, (2, 1))):

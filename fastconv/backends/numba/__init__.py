@@ -7,6 +7,7 @@ built, and not before.
 
 - ``halo``, ``pack``, ``tile``, ``dense``, ``winograd``, ``depthwise``, ``deform``, ``epilogue``: the engines, as in src/
 - ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
+- ``transforms``: the formulas of ``winograd``
 - ``activation``: silu, gelu, and the functions of users
 - ``engines``: compiling and caching
 """

@@ -29,9 +29,10 @@ from .tile import (
     MAX_TILE_ROWS,
     MAX_TILE_WIDTH,
     lane_rows,
-    lane_tile,
+    lane_tiles,
     lane_vectors,
-    pixel_tile,
+    pixel_tiles,
+    tile,
     tile_rows,
     tile_vectors,
 )
@@ -145,7 +146,7 @@ def within(x, x_end, offsets, count, width):
 
 def dense_rows(a, begin, end, thread):
     """A row of the tile is an output channel, its vectors are pixels."""
-    bias = reals(a, a.b)
+    bias, tiles = reals(a, a.b), pixel_tiles(a)
     panel = reals(a, a.work + thread * a.work_stride)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
     runs, source = stack_runs(a, MAX_TILE_WIDTH), stack_runs(a, 1)
@@ -197,7 +198,7 @@ def dense_rows(a, begin, end, thread):
                     if k_blocks > 1:
                         c_row = a.pixel_block + lanes(a)
                         c = partial + ((o - first) * c_row + start * lanes(a))
-                    pixel_tile(rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
+                    tile(tiles, rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
                     if kb < k_blocks - 1:
                         continue
                     if a.b or a.activation:
@@ -209,7 +210,7 @@ def dense_rows(a, begin, end, thread):
 
 def dense_lanes(a, begin, end, thread):
     """A row of the tile is a pixel, its vectors are output channels."""
-    bias = reals(a, a.b)
+    bias, tiles = reals(a, a.b), lane_tiles(a)
     c = reals(a, a.work + thread * a.work_stride)
     turned = c + a.pixel_block * lane_vectors(a) * lanes(a)
     turned_row = a.pixel_block + lanes(a)
@@ -238,21 +239,11 @@ def dense_lanes(a, begin, end, thread):
             count = min(part.taps - k, a.k_block)
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
-                lane_tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb)
+                tile(
+                    tiles, rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb
+                )
         b = bias + (group * a.channels + first)
         leave_lanes(
-            c,
-            width,
-            pixels,
-            channels,
-            runs,
-            found,
-            b,
-            a.b != 0,
-            a.activation,
-            turned,
-            turned_row,
-            y,
-            a.y_channel,
-            part.y_w,
-        )
+            c, width, pixels, channels, runs, found, b, a.b != 0, a.activation,
+            turned, turned_row, y, a.y_channel, part.y_w,
+        )  # fmt: skip

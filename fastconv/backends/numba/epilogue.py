@@ -72,21 +72,8 @@ def store_rows(c, c_row, rows, runs, run_count, y, y_channel, y_w):
 
 @helper
 def leave_lanes(
-    c,
-    width,
-    pixels,
-    channels,
-    runs,
-    run_count,
-    bias,
-    has_bias,
-    activation,
-    turned,
-    turned_row,
-    y,
-    y_channel,
-    y_w,
-):
+    c, width, pixels, channels, runs, run_count, bias, has_bias, activation, turned, turned_row, y, y_channel, y_w
+):  # fmt: skip
     """The way out of [pixel][channel] results: finished in place, then copied, or turned where channels come first."""
     if has_bias or activation:
         for p in range(pixels):

@@ -588,11 +588,8 @@ def emit_totals(builder: Any, kind: Any, totals: list, places: list, add: Any) -
                 emit_store(builder, kind, place, total)
 
 
-def emit_out_of_line(
-    builder: Any, name: str, args: Sequence, emit: Callable, result: ir.Type | None = None
-) -> Any:
-    """Call a function that is emitted at its first use and never inlined: it has all registers to itself."""
-    kind = ir.FunctionType(result or ir.VoidType(), [arg.type for arg in args])
+def emit_function(builder: Any, name: str, kind: ir.FunctionType, emit: Callable) -> Any:
+    """Return a function that is emitted at its first mention and never inlined: it has all registers to itself."""
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     if not function.blocks:
         function.linkage = "linkonce_odr"  # one copy, however many modules that have it are linked
@@ -600,34 +597,54 @@ def emit_out_of_line(
         function.attributes.add("nounwind")
         inner = ir.IRBuilder(function.append_basic_block("entry"))
         value = emit(inner, *function.args)
-        if result:
-            inner.ret(value)
-        else:
+        if value is None:
             inner.ret_void()
+        else:
+            inner.ret(value)
+    return function
+
+
+def emit_out_of_line(builder: Any, name: str, args: Sequence, emit: Callable) -> None:
+    """Call a function of its own, which is emitted at its first use."""
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    builder.call(emit_function(builder, name, kind, emit), args)
+
+
+def emit_table(builder: Any, name: str, functions: dict[int, Any]) -> Any:
+    """Return a constant table of the addresses of functions, by their numbers.
+
+    An engine hands tables to its helpers, so that the functions are compiled with the engine alone: LLVM works
+    on a helper by itself and then again on whatever it is linked into.
+    """
+    entries = [functions[n].ptrtoint(WORD) if n in functions else WORD(0) for n in range(max(functions) + 1)]
+    kind = ir.ArrayType(WORD, len(entries))
+    if name not in builder.module.globals:
+        table = cgutils.add_global_variable(builder.module, kind, name)
+        table.linkage, table.global_constant = "internal", True
+        table.initializer = ir.Constant(kind, entries)
+    return builder.bitcast(builder.module.globals[name], INTEGER_POINTER)
+
+
+def emit_call_entry(builder: Any, table: Any, number: Any, kind: ir.FunctionType, args: Sequence) -> Any:
+    """Call the function that has a number in a table."""
+    function = builder.inttoptr(emit_get(builder, table, number), kind.as_pointer())
     return builder.call(function, args)
 
 
-def emit_switch(builder: Any, value: Any, cases: dict[int, Callable], result: ir.Type | None = None) -> Any:
-    """Jump on a value that is one of the cases; return what the case returns, if `result` tells its type."""
+def emit_switch(builder: Any, value: Any, cases: dict[int, Callable]) -> None:
+    """Jump on a value that is one of the cases."""
     function = builder.function
     nothing, after = function.append_basic_block("nothing"), function.append_basic_block("after")
     jump = builder.switch(value, nothing)
     builder.position_at_end(nothing)
     builder.unreachable()
-    found = []
     for case, emit in cases.items():
         block = function.append_basic_block(f"case_{case}")
         jump.add_case(WORD(case), block)
         builder.position_at_end(block)
-        found.append((emit(), builder.block))
+        emit()
         builder.branch(after)
     builder.position_at_end(after)
-    if not result:
-        return None
-    phi = builder.phi(result)
-    for returned, block in found:
-        phi.add_incoming(returned, block)
-    return phi
 
 
 class Term:

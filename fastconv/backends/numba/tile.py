@@ -12,23 +12,25 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-from numba import types
-
 from .simd import (
+    INTEGER_POINTER,
     INTEGERS,
     WORD,
     bytes_of,
     emit_at,
+    emit_call_entry,
     emit_fma,
+    emit_function,
     emit_get,
     emit_loads,
     emit_loop,
-    emit_out_of_line,
     emit_splat,
-    emit_switch,
+    emit_table,
     emit_totals,
+    ir,
     ll_reals,
     ll_vector,
+    reals_of,
     verb,
     void,
     word,
@@ -40,6 +42,9 @@ MAX_K_BLOCK = 256
 MAX_PIXEL_BLOCK = 256
 MAX_TILE_ROWS = 8
 MAX_TILE_WIDTH = 64
+
+# Tiles are numbered rows * ROW_OF_TABLE + vectors.
+ROW_OF_TABLE = 8
 
 
 def many_registers(vector_bytes: int) -> bool:
@@ -103,29 +108,48 @@ def emit_tile(kind: Any, row_count: int, vector_count: int) -> Callable:
     return emit
 
 
-def tile_verb(family: int) -> Callable:
-    """Return the verb for one family of shapes: 0 with pixels, 1 with channels in the vectors.
-
-    Engines have no more shapes compiled than they can meet; where the number of vectors is written out, those.
-    """
-
-    def tile(rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
-        most_rows, most_vectors = shapes_for(b)[family]
-        widths = [vectors.literal_value] if isinstance(vectors, types.Literal) else range(1, most_vectors + 1)
-
-        def emit(builder, rows, vectors, *args):
-            def case(r, v):
-                name = f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}"
-                return lambda: emit_out_of_line(builder, name, args, emit_tile(b, r, v))
-
-            number = builder.add(builder.mul(rows, WORD(8)), vectors)
-            shapes = [(r, v) for r in range(1, most_rows + 1) for v in widths]
-            emit_switch(builder, number, {8 * r + v: case(r, v) for r, v in shapes})
-
-        return void(word, vectors, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit
-
-    return verb(tile)
+def tile_type(kind: Any) -> ir.FunctionType:
+    reals = ll_reals(kind)
+    args = [WORD, INTEGER_POINTER, INTEGER_POINTER, reals, INTEGER_POINTER, reals, WORD, WORD]
+    return ir.FunctionType(ir.VoidType(), args)
 
 
-# Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a.
-pixel_tile, lane_tile = tile_verb(0), tile_verb(1)
+def emit_tiles(builder: Any, like: Any, family: int) -> Any:
+    most_rows, most_vectors = shapes_for(like)[family]
+    kind = reals_of(like)
+
+    def shape(r, v):
+        return emit_function(
+            builder,
+            f"fastconv_tile_{r}x{v}_{kind.element}x{kind.lanes}",
+            tile_type(kind),
+            emit_tile(kind, r, v),
+        )
+
+    functions = {
+        ROW_OF_TABLE * r + v: shape(r, v) for r in range(1, most_rows + 1) for v in range(1, most_vectors + 1)
+    }
+    return emit_table(builder, f"fastconv_tiles_{family}", functions)
+
+
+@verb
+def pixel_tiles(like):
+    """The tiles with pixels in the vectors, up to tile_rows x tile_vectors."""
+    return INTEGERS(like), lambda builder, _: emit_tiles(builder, like, 0)
+
+
+@verb
+def lane_tiles(like):
+    """The tiles with channels in the vectors, up to lane_rows x lane_vectors."""
+    return INTEGERS(like), lambda builder, _: emit_tiles(builder, like, 1)
+
+
+@verb
+def tile(tiles, rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
+    """Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a."""
+
+    def emit(builder, tiles, rows, vectors, *args):
+        number = builder.add(builder.mul(rows, WORD(ROW_OF_TABLE)), vectors)
+        emit_call_entry(builder, tiles, number, tile_type(b), args)
+
+    return void(INTEGERS, word, word, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit

@@ -12,16 +12,20 @@ import numpy as np
 from numba import types
 
 from .simd import (
+    INTEGERS,
     WORD,
     Term,
     emit_at,
+    emit_call_entry,
     emit_fma,
+    emit_function,
     emit_load,
     emit_loop,
-    emit_out_of_line,
     emit_store,
-    emit_switch,
+    emit_table,
     ir,
+    ll_reals,
+    reals_of,
     verb,
     void,
     word,
@@ -31,6 +35,9 @@ from .simd import (
 # (m, r) of the algorithms; a = m + r - 1 points.
 ALGORITHMS = ((2, 3), (3, 3), (4, 3), (3, 2), (4, 2), (2, 5))
 POINTS = (4, 5, 6)
+
+# Algorithms are numbered m * ROW_OF_TABLE + r.
+ROW_OF_TABLE = 8
 
 Line = list[Term]
 
@@ -91,26 +98,15 @@ class Points:
             return [g0, even + odd, even - odd, g[-1]]
         if points == 5:
             near, far = self.near * self.near, self.far * self.far
-            even, odd = (
-                (g0 + near * g2) / (2 * self.near * (near - far)),
-                (g1 + near * g3) / (2 * (near - far)),
-            )
-            even_2, odd_2 = (
-                (g0 + far * g2) / (2 * self.far * (far - near)),
-                (g1 + far * g3) / (2 * (far - near)),
-            )
+            step, low, high = 2 * (near - far), 2 * self.near * (near - far), 2 * self.far * (far - near)
+            even, odd = (g0 + near * g2) / low, (g1 + near * g3) / step
+            even_2, odd_2 = (g0 + far * g2) / high, (g1 + far * g3) / -step
             return [odd + even, odd - even, odd_2 + even_2, odd_2 - even_2, g[-1]]
         even, odd = g0 + 0.5 * g2 + 0.25 * g4, (g1 + 0.5 * g3) * self.root_low
         even_2, odd_2 = g0 + 2 * g2 + 4 * g4, (g1 + 2 * g3) * self.root_high
         low, high = self.real(-2 / 3), self.real(1 / 6)
-        return [
-            g0,
-            (even + odd) * low,
-            (even - odd) * low,
-            (even_2 + odd_2) * high,
-            (even_2 - odd_2) * high,
-            g[-1],
-        ]
+        first, second = (even + odd) * low, (even - odd) * low
+        return [g0, first, second, (even_2 + odd_2) * high, (even_2 - odd_2) * high, g[-1]]
 
 
 def on_both_axes(line: Callable[[Line], Line], square: list[Line]) -> Line:
@@ -137,10 +133,6 @@ def emit_vectors(builder: Any, kind: Any, count: Any, start: list, step: Callabl
 def emit_stores(builder: Any, kind: Any, terms: Line, y: Any, y_step: Any) -> None:
     for i, term in enumerate(terms):
         emit_store(builder, kind, emit_at(builder, y, builder.mul(y_step, WORD(i))), term.value)
-
-
-def name_of(what: str, kind: Any) -> str:
-    return f"fastconv_winograd_{what}_{kind.element}x{kind.lanes}"
 
 
 def emit_inputs(kind: Any, points: int) -> Callable:
@@ -202,44 +194,77 @@ def emit_weights(kind: Any, m: int, kernel: int) -> Callable:
     return emit
 
 
+def emit_transforms(builder: Any, what: str, like: Any, cases: dict[int, Callable]) -> Any:
+    """Return the table of transforms that `cases` emit, of one engine."""
+    kind, name = transform_type(what, like), f"fastconv_winograd_{what}"
+    functions = {
+        number: emit_function(builder, f"{name}_{number}_{like.element}x{like.lanes}", kind, emit)
+        for number, emit in cases.items()
+    }
+    return emit_table(builder, name, functions)
+
+
+def transform_type(what: str, like: Any) -> ir.FunctionType:
+    reals = ll_reals(like)
+    return {
+        "inputs": ir.FunctionType(ir.VoidType(), [reals, WORD, WORD, WORD, reals, WORD]),
+        "outputs": ir.FunctionType(WORD, [reals, WORD, WORD, reals, WORD, WORD]),
+        "weights": ir.FunctionType(ir.VoidType(), [reals, reals, WORD, WORD, WORD]),
+    }[what]
+
+
+def emit_number(builder: Any, outputs: Any, kernel: Any) -> Any:
+    return builder.add(builder.mul(outputs, WORD(ROW_OF_TABLE)), kernel)
+
+
 @verb
-def input_transform(points, x, x_h, x_w, channels, v, v_point):
+def input_transforms(like):
+    kind = reals_of(like)
+    cases = {points: emit_inputs(kind, points) for points in POINTS}
+    return INTEGERS(like), lambda builder, _: emit_transforms(builder, "inputs", kind, cases)
+
+
+@verb
+def output_transforms(like):
+    kind = reals_of(like)
+    cases = {ROW_OF_TABLE * m + r: emit_outputs(kind, m, m + r - 1) for m, r in ALGORITHMS}
+    return INTEGERS(like), lambda builder, _: emit_transforms(builder, "outputs", kind, cases)
+
+
+@verb
+def weight_transforms(like):
+    kind = reals_of(like)
+    cases = {ROW_OF_TABLE * m + r: emit_weights(kind, m, r) for m, r in ALGORITHMS}
+    return INTEGERS(like), lambda builder, _: emit_transforms(builder, "weights", kind, cases)
+
+
+@verb
+def transform_inputs(transforms, points, x, x_h, x_w, channels, v, v_point):
     """v[point][channel] of one tile; point p lies v_point * p behind v."""
 
-    def emit(builder, points, *args):
-        def case(a):
-            return lambda: emit_out_of_line(builder, name_of(f"input_{a}", x), args, emit_inputs(x, a))
+    def emit(builder, transforms, points, *args):
+        emit_call_entry(builder, transforms, points, transform_type("inputs", x), args)
 
-        emit_switch(builder, points, {a: case(a) for a in POINTS})
-
-    return void(word, x, word, word, word, v, word), emit
+    return void(INTEGERS, word, x, word, word, word, v, word), emit
 
 
 @verb
-def output_transform(outputs, kernel, sums, point, channels, y, y_row, width):
+def transform_outputs(transforms, outputs, kernel, sums, point, channels, y, y_row, width):
     """One tile's outputs to y + i * y_row + j * width; returns whether all of them are finite."""
 
-    def emit(builder, outputs, kernel, *args):
-        def case(m, r):
-            name = name_of(f"output_{m}x{r}", sums)
-            return lambda: emit_out_of_line(builder, name, args, emit_outputs(sums, m, m + r - 1), WORD)
+    def emit(builder, transforms, outputs, kernel, *args):
+        number = emit_number(builder, outputs, kernel)
+        return emit_call_entry(builder, transforms, number, transform_type("outputs", sums), args)
 
-        number = builder.add(builder.mul(outputs, WORD(8)), kernel)
-        return emit_switch(builder, number, {8 * m + r: case(m, r) for m, r in ALGORITHMS}, WORD)
-
-    return word(word, word, sums, word, word, y, word, word), emit
+    return word(INTEGERS, word, word, sums, word, word, y, word, word), emit
 
 
 @verb
-def weight_transform(outputs, kernel, x, y, y_point, width, channels):
+def transform_weights(transforms, outputs, kernel, x, y, y_point, width, channels):
     """y[point][channel][o] of some input channels."""
 
-    def emit(builder, outputs, kernel, *args):
-        def case(m, r):
-            name = name_of(f"weights_{m}x{r}", x)
-            return lambda: emit_out_of_line(builder, name, args, emit_weights(x, m, r))
+    def emit(builder, transforms, outputs, kernel, *args):
+        number = emit_number(builder, outputs, kernel)
+        emit_call_entry(builder, transforms, number, transform_type("weights", x), args)
 
-        number = builder.add(builder.mul(outputs, WORD(8)), kernel)
-        emit_switch(builder, number, {8 * m + r: case(m, r) for m, r in ALGORITHMS})
-
-    return void(word, word, x, y, word, word, word), emit
+    return void(INTEGERS, word, word, x, y, word, word, word), emit

@@ -23,8 +23,15 @@ from .simd import (
     stack_runs,
     stack_vectors,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tile
-from .transforms import input_transform, output_transform, weight_transform
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, tile
+from .transforms import (
+    input_transforms,
+    output_transforms,
+    transform_inputs,
+    transform_outputs,
+    transform_weights,
+    weight_transforms,
+)
 
 # Tiles that leave together: their outputs stay in L1.
 LEAVING_TILES = 8
@@ -40,6 +47,9 @@ Task = namedtuple("Task", "part group index first count")
 #   panel [k][pixel]                        inputs of a tile that is summed directly
 #   own [points][tile][channel]             transformed inputs that no other task needs
 Scratch = namedtuple("Scratch", "sums leaving turned panel own")
+
+# What is compiled with the engine and called through tables.
+Tables = namedtuple("Tables", "multiply outputs")
 
 
 @helper
@@ -59,13 +69,14 @@ def winograd_scratch(a, thread):
 
 def winograd_weights(a, begin, end, thread):
     """A task is a piece of the channels of one block of output channels."""
+    transforms = weight_transforms(a)
     for task in range(begin, end):
         piece, block = task % a.pieces, task // a.pieces
         first = a.channels * piece // a.pieces
         count = a.channels * (piece + 1) // a.pieces - first
         x = reals(a, a.x) + (block * a.x_block + first * a.kernel * a.kernel * a.width)
         y = reals(a, a.y) + (block * a.y_block + first * a.width)
-        weight_transform(a.outputs, a.kernel, x, y, a.y_point, a.width, count)
+        transform_weights(transforms, a.outputs, a.kernel, x, y, a.y_point, a.width, count)
 
 
 @helper
@@ -84,7 +95,7 @@ def winograd_decode(a, task):
 
 
 @helper
-def winograd_transform(a, of, task, channel, channels, v):
+def winograd_transform(a, transforms, of, task, channel, channels, v):
     """v[point][tile][channel] of a task's tiles, for some channels."""
     x = reals(a, a.x) + (task.group * a.x_group + channel)
     points = a.outputs + a.kernel - 1
@@ -92,11 +103,12 @@ def winograd_transform(a, of, task, channel, channels, v):
         image, number = (task.first + i) // of.tile_count, (task.first + i) % of.tile_count
         source = x + (image * a.x_image + records(a, of.tiles, "winograd_tile")[number].x)
         to = v + (i * a.v_row + channel)
-        input_transform(points, source, a.x_h, a.x_w, channels, to, a.block * a.v_row + lanes(a))
+        transform_inputs(transforms, points, source, a.x_h, a.x_w, channels, to, a.block * a.v_row + lanes(a))
 
 
 def winograd_inputs(a, begin, end, thread):
     """The transformed inputs of all blocks, where several tasks share them; a task is a part of the channels."""
+    transforms = input_transforms(a)
     size = winograd_points(a) * (a.block * a.v_row + lanes(a))
     vectors = (a.depth + lanes(a) - 1) // lanes(a)
     for number in range(begin, end):
@@ -104,11 +116,11 @@ def winograd_inputs(a, begin, end, thread):
         first = vectors * task.part // a.parts
         count = vectors * (task.part + 1) // a.parts - first
         v = reals(a, a.v) + task.index * size
-        winograd_transform(a, of, task, first * lanes(a), count * lanes(a), v)
+        winograd_transform(a, transforms, of, task, first * lanes(a), count * lanes(a), v)
 
 
 @helper
-def winograd_direct(a, of, x, w, channels, panel, y, y_row):
+def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row):
     """One tile's outputs by the direct sum, pixels in the vectors and weights as they were given."""
     x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
@@ -129,7 +141,7 @@ def winograd_direct(a, of, x, w, channels, panel, y, y_row):
                         pixel = first + p if p < pixels else first
                         at = x_offsets[k + i] + pixel // m * a.x_h + pixel % m * a.x_w
                         panel[i * lanes(a) + p] = x[at]
-                lane_tile(rows, 1, count, row, w_offsets + k, panel, steps, c, lanes(a), k)
+                tile(multiply, rows, 1, count, row, w_offsets + k, panel, steps, c, lanes(a), k)
             for p in range(pixels):
                 to = y + ((first + p) // m * y_row + (first + p) % m * a.width + o)
                 for r in range(rows):
@@ -137,13 +149,10 @@ def winograd_direct(a, of, x, w, channels, panel, y, y_row):
 
 
 @helper
-def winograd_products(a, tiles, vectors, v, w, sums):
+def winograd_products(a, multiply, tiles, vectors, v, w, sums):
     """sums[point][tile][o] of a task's tiles and one block of output channels."""
-    ahead, steps, row = (
-        stack_integers(MAX_K_BLOCK),
-        stack_integers(MAX_K_BLOCK),
-        stack_integers(MAX_TILE_ROWS),
-    )
+    ahead, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
+    row = stack_integers(MAX_TILE_ROWS)
     v_point, point = a.block * a.v_row + lanes(a), a.block * a.width + lanes(a)
     for i in range(a.k_block):
         ahead[i] = i
@@ -157,11 +166,11 @@ def winograd_products(a, tiles, vectors, v, w, sums):
                 for i in range(rows):
                     row[i] = address(v + (p * v_point + (t + i) * a.v_row + k))
                 c = sums + (p * point + t * a.width)
-                lane_tile(rows, vectors, count, row, ahead, w_p, steps, c, a.width, k)
+                tile(multiply, rows, vectors, count, row, ahead, w_p, steps, c, a.width, k)
 
 
 @helper
-def winograd_leave(a, of, task, begin, end, x, w, channels, work, runs):
+def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
     """The outputs of some tiles; those of one row of tiles become whole rows of pixels.
 
     Returns how many pixels, and in how many runs.
@@ -180,9 +189,9 @@ def winograd_leave(a, of, task, begin, end, x, w, channels, work, runs):
         for n in range(together):
             to = work.leaving + (at + n * m) * a.width
             sums = work.sums + (done + n) * a.width
-            if not output_transform(m, a.kernel, sums, point, channels, to, y_row, a.width):
+            if not transform_outputs(tables.outputs, m, a.kernel, sums, point, channels, to, y_row, a.width):
                 source = x + (image * a.x_image + tiles[n].x)
-                winograd_direct(a, of, source, w, channels, work.panel, to, y_row)
+                winograd_direct(a, tables.multiply, of, source, w, channels, work.panel, to, y_row)
         for h in range(tiles.rows):
             run = runs[found]
             run.at = at + h * together * m
@@ -197,7 +206,7 @@ def winograd_leave(a, of, task, begin, end, x, w, channels, work, runs):
 def winograd(a, begin, end, thread):
     """A task is a block of tiles of one group, and a part of its output channels."""
     bias, work = reals(a, a.b), winograd_scratch(a, thread)
-    runs = stack_runs(a, MAX_RUNS)
+    tables, runs = Tables(lane_tiles(a), output_transforms(a)), stack_runs(a, MAX_RUNS)
     turned_row = LEAVING_TILES * a.outputs * a.outputs + lanes(a)
     blocks = (a.channels + a.width - 1) // a.width
     for number in range(begin, end):
@@ -210,30 +219,19 @@ def winograd(a, begin, end, thread):
         if a.v:
             v = reals(a, a.v) + task.index * winograd_points(a) * (a.block * a.v_row + lanes(a))
         else:
-            winograd_transform(a, of, task, 0, a.depth, v)
+            winograd_transform(a, input_transforms(a), of, task, 0, a.depth, v)
         for block in range(blocks * task.part // a.parts, blocks * (task.part + 1) // a.parts):
             o = block * a.width
             channels = min(a.channels - o, a.width)
+            vectors = (channels + lanes(a) - 1) // lanes(a)
             w = reals(a, a.w) + (of.w + (task.group * blocks + block) * a.w_block)
-            winograd_products(a, task.count, (channels + lanes(a) - 1) // lanes(a), v, w, work.sums)
+            winograd_products(a, tables.multiply, task.count, vectors, v, w, work.sums)
             y = reals(a, a.y) + (task.group * a.y_group + o * a.y_channel)
             b = bias + (task.group * a.channels + o)
             for i in range(0, task.count, LEAVING_TILES):
                 last, w_o = min(i + LEAVING_TILES, task.count), weight + o * a.w_row
-                pixels, found = winograd_leave(a, of, task, i, last, x, w_o, channels, work, runs)
+                pixels, found = winograd_leave(a, tables, of, task, i, last, x, w_o, channels, work, runs)
                 leave_lanes(
-                    work.leaving,
-                    a.width,
-                    pixels,
-                    channels,
-                    runs,
-                    found,
-                    b,
-                    a.b != 0,
-                    a.activation,
-                    work.turned,
-                    turned_row,
-                    y,
-                    a.y_channel,
-                    a.y_w,
-                )
+                    work.leaving, a.width, pixels, channels, runs, found, b, a.b != 0, a.activation,
+                    work.turned, turned_row, y, a.y_channel, a.y_w,
+                )  # fmt: skip
