@@ -7,11 +7,12 @@ The word `activation` is one of the codes below, or else the address of a compil
 array in place: silu, gelu and the functions of users cost one small compilation each, and the engines none.
 """
 
+from ...lowering.program import ACTIVATION_CODES
 from .moves import copy, copy_spread, copy_strided, load_some, transpose
 from .simd import at_least, at_most, call, helper, lanes, load, splat, store
 
-LINEAR, RELU, RELU6, HARDSWISH = 0, 1, 2, 5
-LAST_CODE = 6
+RELU, RELU6, HARDSWISH = (ACTIVATION_CODES[name] for name in ("relu", "relu6", "hardswish"))
+LAST_CODE = max(ACTIVATION_CODES.values())
 
 
 @helper

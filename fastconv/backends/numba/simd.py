@@ -8,8 +8,7 @@ Numba has no types for these, so this file teaches it three:
   ``a.x_image``, ``sums[i].taps``.
 
 An engine gets a Record, and everything else follows from the type of that argument: the same Python function
-compiles for float32 and float64 and for every vector width, helpers included, without a literal or a closure
-(numba's disk cache does not hit for functions closed over intrinsics or types).
+compiles for float32 and float64 and for every vector width, helpers included.
 
 Functions named ``emit_*`` write LLVM instructions, for the verbs that are emitted whole, like the tile.
 """
@@ -74,23 +73,18 @@ class Pointer(types.CPointer):
 
 
 class Record(types.Type):
-    """A table of 64-bit words with names; like a pointer, it knows the element type and the vector width.
+    """A table of 64-bit words with names; like a pointer, it knows the element type and the vector width."""
 
-    `edition` stands for the sources that engines are compiled from. As a part of the engine's signature it is
-    a part of the key in numba's disk cache, which by itself only notices edits to the file of the engine and
-    not to those of its helpers.
-    """
-
-    def __init__(self, layout: str, element: types.Type, lanes: int, edition: int):
-        self.layout, self.element, self.lanes, self.edition = layout, element, lanes, edition
-        super().__init__(f"record({layout}, {element} x {lanes}, edition {edition})")
+    def __init__(self, layout: str, element: types.Type, lanes: int):
+        self.layout, self.element, self.lanes = layout, element, lanes
+        super().__init__(f"record({layout}, {element} x {lanes})")
 
     @property
     def fields(self) -> tuple[str, ...]:
         return LAYOUTS[self.layout]
 
     def of(self, layout: str) -> "Record":
-        return Record(layout, self.element, self.lanes, self.edition)
+        return Record(layout, self.element, self.lanes)
 
 
 INTEGERS = Pointer(types.int64, 1)

@@ -8,10 +8,10 @@ sums from zero and then stores or adds: the error grows with the K block and not
 not depend on where a tile lies. Each shape is a function of its own, emitted fully unrolled.
 """
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
+from .shapes import tile_shapes
 from .simd import (
     INTEGER_POINTER,
     INTEGERS,
@@ -45,19 +45,6 @@ MAX_TILE_WIDTH = 64
 
 # Tiles are numbered rows * ROW_OF_TABLE + vectors.
 ROW_OF_TABLE = 8
-
-
-def many_registers(vector_bytes: int) -> bool:
-    """Whether there are 32 vector registers of this width and not 16."""
-    return vector_bytes == 64 or platform.machine() in ("aarch64", "arm64")
-
-
-def tile_shapes(vector_bytes: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (rows, vectors) of the full tile with pixels in the vectors, and with channels in the vectors.
-
-    24 accumulators fit 32 registers and 12 fit 16, beside the columns and a broadcast.
-    """
-    return ((8, 3), (6, 4)) if many_registers(vector_bytes) else ((4, 3), (6, 2))
 
 
 def shapes_for(kind: Any) -> tuple[tuple[int, int], tuple[int, int]]:
