@@ -308,6 +308,19 @@ def test_processes_that_start_at_once_find_whole_code_or_none(cache):
     assert run_python(CALL, **settings) == LOADED
 
 
+def test_what_was_made_for_other_versions_does_not_pile_up(monkeypatch, tmp_path):
+    from fastconv.backends.numba import objects
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "fastconv"
+    folder.mkdir()
+    for version in range(2 * objects.KEPT):
+        (folder / f"pack-{version}.o").touch()
+    objects.store("pack", "function", [], b"code")
+    assert len(list(folder.iterdir())) == objects.KEPT
+    assert objects.read((folder / objects.file_name("pack")).read_bytes()) == ("function", [], b"code")
+
+
 def test_numba_works_as_ever_after_engines_were_loaded_without_it(cache):
     _, settings = cache
     code = """

@@ -22,7 +22,7 @@ from .pack import pack
 from .simd import Pointer, Record
 from .winograd import winograd, winograd_inputs, winograd_weights
 
-__all__ = ["ENGINES", "compiled_activation", "compiled_engine", "compiled_function"]
+__all__ = ["ENGINES", "compiled_activation", "compiled_engine", "compiled_function", "keep_code"]
 
 ELEMENTS: dict[np.dtype, types.Type] = {
     np.dtype(np.float32): types.float32,
@@ -53,11 +53,13 @@ ELSEWHERE = re.compile(r"^declare .*?@(?!llvm\.)([\w.$]+)\(|^@([\w.$]+) = extern
 
 
 def compiled_engine(name: str, dtype: np.dtype, lanes: int) -> Any:
+    """Compile an engine; what is returned has its address, and must be kept."""
     record = Record(program.ENGINES[name], ELEMENTS[dtype], lanes)
     return compiled(ENGINES[name], types.void(record, types.int64, types.int64, types.int64))
 
 
 def compiled_activation(name: str, dtype: np.dtype, lanes: int) -> Any:
+    """Compile one of the library's own activations."""
     element = ELEMENTS[dtype]
     return compiled(ACTIVATIONS[name, element], types.void(Pointer(element, lanes), types.int64))
 

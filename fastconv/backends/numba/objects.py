@@ -28,6 +28,9 @@ NEUTRAL = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER")
 # exception, which they never do.
 RUNTIME = ("numba_", "NRT_")
 
+# Entries of one name that a folder keeps: for some processors that share it, or versions that take turns.
+KEPT = 8
+
 _loaded: list[Any] = []  # what owns the code in use
 
 
@@ -125,6 +128,9 @@ def store(name: str, function: str, needed: list[str], code: bytes) -> None:
             unfinished = folder / f".{name}-{os.getpid()}"
             unfinished.write_bytes(entry(function, needed, code))
             unfinished.replace(folder / file_name(name))
+            by_age = sorted(folder.glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime_ns)
+            for path in by_age[:-KEPT]:
+                path.unlink(missing_ok=True)
             return
         except Exception as error:
             config.log("DEBUG", "compiled engines on disk: %s: %s", folder, error)
