@@ -56,7 +56,6 @@ def program_kernels(
     engines: Callable[[str], Engines],
     *,
     functions: bool,
-    winograd: bool = True,
     handicap: float = 1.0,
 ) -> tuple[Kernel, ...]:
     """Return the kernels of a backend whose engines read the tables of this folder.
@@ -69,8 +68,6 @@ def program_kernels(
         ``engines(isa)`` returns the engines for an instruction set; called when a kernel is built.
     functions : bool
         Whether the engines take a Python function as activation.
-    winograd : bool, optional
-        Whether there are engines for Winograd's algorithm.
     handicap : float, optional
         How many times as long as the quickest engines these take.
     """
@@ -100,7 +97,7 @@ def program_kernels(
         )
 
     table = []
-    for points in (4, 5, 6) if winograd else ():
+    for points in (4, 5, 6):
         refuse, cost, lower = refuse_winograd(points), cost_winograd(points), lower_winograd(points)
         tolerance = 0.0 if points <= EXACT_POINTS else WINOGRAD_TOLERANCE
         table += [

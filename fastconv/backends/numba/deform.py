@@ -41,7 +41,7 @@ from .simd import (
     void,
     word,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, tile
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, tile
 
 NAN = float("nan")
 AXES, CORNERS = 3, 8
@@ -171,7 +171,7 @@ def deform_sample(a, work, x, channels, tap, taps, pixels, row):
 
 
 @helper
-def deform_multiply(a, work, w, taps, pixels, row, add):
+def deform_multiply(a, tiles, work, w, taps, pixels, row, add):
     """Multiply the samples of some taps into the sums of all output channels."""
     ones, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
     pixel = stack_integers(MAX_TILE_ROWS)
@@ -189,7 +189,7 @@ def deform_multiply(a, work, w, taps, pixels, row, add):
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
                 c = work.sums + (block * a.tile + p) * a.w_width
-                tile(rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
+                tile(tiles, rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
 
 
 @helper
@@ -214,7 +214,7 @@ def deform_finish(a, work, group, pixels, y):
 
 def deform(a, begin, end, thread):
     """A task is a tile of output pixels."""
-    work = deform_scratch(a, thread)
+    work, tiles = deform_scratch(a, thread), lane_tiles(a)
     taps, plane = a.kernel_d * a.kernel_h * a.kernel_w, a.out_d * a.out_h * a.out_w
     for task in range(begin, end):
         image, first = task // a.tiles, task % a.tiles * a.tile
@@ -237,7 +237,7 @@ def deform(a, begin, end, thread):
                 some = min(taps - t, a.tap_block)
                 deform_sample(a, work, x, block.channels, t, some, pixels, row)
                 w_t = w + t * block.channels * a.w_width
-                deform_multiply(a, work, w_t, some * block.channels, pixels, row, add)
+                deform_multiply(a, tiles, work, w_t, some * block.channels, pixels, row, add)
                 add = True
             if block.last:
                 y = reals(a, a.y) + (image * a.y_image + first * a.y_w)

@@ -8,7 +8,17 @@ pass over it; each K block is summed from zero and then added, in the order of t
 
 from .moves import transpose
 from .simd import address, helper, integers, lanes, reals, records, stack_integers
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_vectors, tile, tile_rows, tile_vectors
+from .tile import (
+    MAX_K_BLOCK,
+    MAX_TILE_ROWS,
+    lane_rows,
+    lane_tiles,
+    lane_vectors,
+    pixel_tiles,
+    tile,
+    tile_rows,
+    tile_vectors,
+)
 
 
 @helper
@@ -65,9 +75,9 @@ def weight_grad(a, begin, end, thread):
         channel = block * a.width
         channels = min(a.channels - channel, a.width)
         nv = (channels + lanes(a) - 1) // lanes(a)
-        most = tile_rows(a)
+        shapes, most = pixel_tiles(a), tile_rows(a)
         if nv > tile_vectors(a) or (nv <= lane_vectors(a) and lane_rows(a) > most):
-            most = lane_rows(a)
+            shapes, most = lane_tiles(a), lane_rows(a)
         tiles = (units + most - 1) // most
         x = reals(a, a.x) + group * a.x_group
         gy = reals(a, a.gy) + (group * a.blocks + block) * a.gy_block
@@ -89,7 +99,19 @@ def weight_grad(a, begin, end, thread):
                     for r in range(rows):
                         row[r] = address(x + offsets[start + r])
                     c_t = c + (start * a.tap_count + t) * a.width
-                    tile(rows, nv, count, row, x_offsets, gy, gy_offsets, c_t, a.tap_count * a.width, add)
+                    tile(
+                        shapes,
+                        rows,
+                        nv,
+                        count,
+                        row,
+                        x_offsets,
+                        gy,
+                        gy_offsets,
+                        c_t,
+                        a.tap_count * a.width,
+                        add,
+                    )
         if not last:
             continue
         gw = reals(a, a.gw) + (group * a.channels + channel) * a.w_row
