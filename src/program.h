@@ -21,6 +21,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(taps)        /* length of the two tables: channels of a group times taps; taps alone if depthwise */             \
     W(x_offsets)   /* image offset of each k */                                                                        \
     W(w_offsets)   /* weight offset of each k */                                                                       \
+    W(w_places)    /* where it goes in a panel, if a task packs the weights itself; then w_offsets rise in a K block */ \
     W(w) W(w_group) W(w_block) /* weights of this sum, of a group, of a block of output channels */                    \
     W(x) W(x_d) W(x_h) W(x_w)                                                                                          \
     W(y) W(y_d) W(y_h) W(y_w)                                                                                          \
@@ -38,15 +39,15 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(map_d) W(map_h) W(map_w) /* source index of each row, of each (phase, line) */                                   \
     W(runs)                    /* a phase: lines begin..end read the source from `first` on in steps of `step` */
 
-/* pack: y[sum][group][block][k][width] = x[row][offsets[k]], zero in rows past the last. In the sums of this engine
- * `x_offsets` is the order in which the k lie in the source and `x` where in it the sum begins. */
+/* pack: y[group][block] + places[i] + r = x[group][block * width + r] + offsets[i], r < width; zero in rows past the last.
+ * `offsets` rises. */
 #define PACK_WORDS(W)                                                                                                  \
     W(x) W(y)                                                                                                          \
-    W(sums) W(sum_count)                                                                                               \
+    W(offsets) W(places) W(count)                                                                                      \
     W(groups) W(rows) W(width) W(blocks)                                                                               \
-    W(pieces)                  /* of k, each a task */                                                                 \
+    W(pieces)                  /* of the offsets, each a task */                                                       \
     W(by_blocks)               /* whether neighbouring blocks, rather than pieces, are neighbours in the source */     \
-    W(x_group) W(x_row)
+    W(x_group) W(x_row) W(y_group) W(y_block)
 
 /* dense_rows: a row of the tile is an output channel, its vectors are pixels.
  * dense_lanes: a row of the tile is a pixel, its vectors are output channels. */
@@ -58,6 +59,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(groups) W(channels)      /* output channels of a group */                                                        \
     W(chunks) W(chunk)         /* output channels of one task */                                                       \
     W(w_width)                 /* output channels in a packed block; 1: unpacked */                                    \
+    W(w_row)                   /* stride of output channels in weights that tasks pack themselves, else 0 */           \
     W(sums) W(sum_count)                                                                                               \
     W(pixel_block) W(k_block) W(activation)                                                                            \
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */
@@ -128,7 +130,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(kernel_d) W(kernel_h) W(kernel_w)                                                                                \
     W(blocks) W(block_count)   /* records of BLOCK_WORDS */                                                            \
     W(groups) W(channels)      /* weight groups, output channels of one */                                             \
-    W(w_width) W(w_blocks)                                                                                             \
+    W(w_width) W(w_blocks) W(w_block)                                                                                             \
     W(tile) W(tiles)           /* output pixels of a task, tasks of an image */                                        \
     W(tap_block) W(k_block) W(activation)
 

@@ -64,6 +64,7 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
             | {
                 "taps": len(kernel),
                 "x_offsets": b.table(image.tap_offsets(s)),
+                "w_places": 0,
                 "w_offsets": b.table(kernel),
                 "x_d": image.d,
                 "x_h": image.h,
@@ -143,8 +144,8 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
         # Each channel is repeated for every output it feeds; then output and input channels agree.
         x, x_image, strides = _repeat(b)
     w_stride = round_up(channels, b.lanes)
-    one = {"source": np.arange(p.taps), "x": 0, "w": 0, "w_group": 0, "w_block": 0}
-    packed = b.pack([one], p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
+    taps = np.arange(p.taps)
+    packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
     y_image, _, y_d, y_h, y_w = output_strides(p)
     records, tasks = [], 0
     for s in sums_of(axes):

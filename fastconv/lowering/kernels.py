@@ -21,9 +21,9 @@ from .. import config
 from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
 from ..registry import Kernel, Refusal
 from .deform import lower_deform
-from .dense import lower_dense
+from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
-from .program import Engines
+from .program import Engines, round_up
 from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 
 __all__ = ["program_kernels"]
@@ -39,6 +39,8 @@ CACHE_BYTES = 27e9
 MEMORY_BYTES = 10e9
 OVERHEAD = 2e-6
 WINOGRAD_OVERHEAD = 8e-6
+TILE_STEPS = 8
+LANES = 16
 # In float32 4e-6, about what the direct kernels of other libraries have.
 WINOGRAD_TOLERANCE = 32.0
 
@@ -124,7 +126,7 @@ def refuse_other(layout: str, *, depthwise: bool) -> Callable[[Problem], str | N
 
 def cost_dense(problem: Problem, speed: float = DENSE_FLOPS) -> float:
     """Time to compute and to move memory once, in seconds; vectors hold half as many doubles."""
-    return OVERHEAD + problem.flops / speed * problem.dtype.itemsize / 4 + problem.bytes / MEMORY_BYTES
+    return OVERHEAD + dense_flops(problem) / speed * problem.dtype.itemsize / 4 + problem.bytes / MEMORY_BYTES
 
 
 def cost_winograd(points: int) -> Callable[[Problem], float]:
@@ -140,8 +142,12 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         size, products = problem.dtype.itemsize, filtering.products(points)
         c, o = problem.in_channels, problem.out_channels
         pairs = c * o // problem.groups
+        # A tile takes some steps to begin and to end, and whole vectors of output channels.
+        idle = (
+            (1 + TILE_STEPS * problem.groups / c) * round_up(o // problem.groups, LANES) * problem.groups / o
+        )
         weights = points**2 * pairs * len(filtering.sums) * size
-        seconds = max(2 * products * pairs / DENSE_FLOPS * size / 4, weights / CACHE_BYTES)
+        seconds = max(2 * products * pairs * idle / DENSE_FLOPS * size / 4, weights / CACHE_BYTES)
         seconds += products * (c + o) * size / TRANSFORM_BYTES
         if not problem.prepared:
             seconds += weights / MEMORY_BYTES

@@ -24,15 +24,17 @@ CHUNK_BYTES = 1 << 19
 
 ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hardswish": 5}
 
-_SUM = "task_begin taps x_offsets w_offsets w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
+_SUM = (
+    "task_begin taps x_offsets w_offsets w_places w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
+)
 _HALO = (
     "x y images x_image x_channel x_d x_h x_w y_image y_block y_d y_h y_phase y_w repeat blocks starts "
     "rows_d rows_h w_phases w_lines map_d map_h map_w runs"
 )
-_PACK = "x y sums sum_count groups rows width blocks pieces by_blocks x_group x_row"
+_PACK = "x y offsets places count groups rows width blocks pieces by_blocks x_group x_row y_group y_block"
 _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
-    "groups channels chunks chunk w_width sums sum_count pixel_block k_block activation direct"
+    "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct"
 )
 _WINOGRAD_WEIGHTS = "x y outputs kernel channels width pieces x_block y_block y_point"
 _WINOGRAD = (
@@ -56,7 +58,7 @@ _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
-    "w_width w_blocks tile tiles tap_block k_block activation"
+    "w_width w_blocks w_block tile tiles tap_block k_block activation"
 )
 _BLOCK = "x channels group offset_group w last"
 
@@ -218,8 +220,9 @@ class Builder:
 
     def pack(
         self,
-        sums: Sequence[dict[str, Any]],
-        elements: int,
+        offsets: np.ndarray,
+        places: np.ndarray,
+        block: int,
         width: int,
         blocks: int,
         *,
@@ -231,34 +234,30 @@ class Builder:
     ) -> Operand:
         """Add the stage that packs weights, and return where they go: what a plan keeps, or else scratch.
 
-        Each sum is a dict of ``source`` (the weight offset of each k), ``x`` (where in the weights it
-        begins), ``w``, ``w_group`` and ``w_block`` (where packed weights go, by group and by block of `width`
-        rows).
+        The weights of a group at `offsets` go to `places` in a block of `block` elements, `width` output
+        channels side by side; there are `blocks` of them in a group, `rows` output channels in all.
         """
-        records = []
-        for one in sums:
-            source = np.asarray(one["source"])
-            zeros = dict.fromkeys(WORDS["sum"], 0)
-            order = self.table(np.argsort(source, kind="stable"))
-            tables = {"taps": len(source), "x_offsets": order, "w_offsets": self.table(source)}
-            records.append(zeros | tables | {name: one[name] for name in ("x", "w", "w_group", "w_block")})
-        # Pieces so small that what is read for one sum is still in L2 for the next.
-        deepest = max((record["taps"] for record in records), default=0)
-        pieces = max(-(-deepest // PACK_PIECE), 1)
+        order = np.argsort(offsets, kind="stable")
+        elements = groups * blocks * block
         y = self.packed(elements) if keep else self.scratch(0, elements)
+        # Pieces so small that what is read of a cache line is still in L2 for the next block.
+        pieces = max(-(-len(offsets) // PACK_PIECE), 1)
         words: Words = dict(
             x=Operand("weight"),
             y=y,
-            sums=self.records("sum", records),
-            sum_count=len(records),
+            offsets=self.table(offsets[order]),
+            places=self.table(places[order]),
+            count=len(offsets),
             groups=groups,
             rows=rows,
             width=width,
             blocks=blocks,
             pieces=pieces,
-            by_blocks=int(x_row < deepest),
+            by_blocks=int(x_row < len(offsets)),
             x_group=x_group,
             x_row=x_row,
+            y_group=blocks * block,
+            y_block=block,
         )
         self.stage("pack", groups * blocks * pieces, words, weights_only=True)
         return y

@@ -232,24 +232,13 @@ class WinogradPlan:
         """
         b, p = self.b, self.p
         o_stride, c_stride = self.weight_strides()
-        taps_of = [self.tap_order(*sums) for sums in self.filtering.sums]
-        packs = []
-        raw_block = self.depth * self.width
-        raw_sum = p.groups * self.blocks * raw_block
-        for i, taps in enumerate(taps_of):
-            source = (np.arange(self.c)[:, None] * c_stride + taps).ravel()
-            packs.append(
-                dict(
-                    source=source,
-                    x=0,
-                    w=i * raw_sum,
-                    w_group=self.blocks * raw_block,
-                    w_block=raw_block,
-                )
-            )
-        raw = b.pack(
-            packs,
-            len(packs) * raw_sum,
+        channels = np.arange(self.c)[:, None] * c_stride
+        sources = [(channels + self.tap_order(*sums)).ravel() for sums in self.filtering.sums]
+        sums, raw = len(sources), self.depth * self.width
+        packed = b.pack(
+            np.concatenate(sources),
+            np.arange(sums * self.depth) * self.width,
+            sums * raw,
             self.width,
             self.blocks,
             rows=self.o,
@@ -259,20 +248,20 @@ class WinogradPlan:
             keep=False,
         )
         w_point = self.c * self.width + b.lanes
-        w_block = self.points * w_point
-        blocks = len(packs) * p.groups * self.blocks
-        w = b.packed(blocks * w_block)
+        w_sum = self.points * w_point
+        blocks = p.groups * self.blocks * sums
+        w = b.packed(blocks * w_sum)
         pieces = -(-self.c // WEIGHT_PIECE)
         words: Words = dict(
-            x=raw,
+            x=packed,
             y=w,
             outputs=self.outputs,
             kernel=self.kernel,
             channels=self.c,
             width=self.width,
             pieces=pieces,
-            x_block=raw_block,
-            y_block=w_block,
+            x_block=raw,
+            y_block=w_sum,
             y_point=w_point,
         )
         b.stage("winograd_weights", blocks * pieces, words, weights_only=True)
@@ -280,13 +269,13 @@ class WinogradPlan:
             {
                 "tiles": b.records("winograd_tile", tiles),
                 "tile_count": len(tiles),
-                "w": i * p.groups * self.blocks * w_block,
-                "w_offsets": b.table(one["source"]),
+                "w": i * w_sum,
+                "w_offsets": b.table(source),
                 "x_offsets": b.table(self.direct_offsets()),
             }
-            for i, (tiles, one) in enumerate(zip(self.tiles, packs, strict=True))
+            for i, (tiles, source) in enumerate(zip(self.tiles, sources, strict=True))
         ]
-        return w, w_block, w_point, records
+        return w, sums * w_sum, w_point, records
 
     def weight_strides(self) -> tuple[int, int]:
         """Return the strides of the weights over output channels of a group and over input channels."""

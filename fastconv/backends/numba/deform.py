@@ -171,7 +171,7 @@ def deform_sample(a, work, x, channels, tap, taps, pixels, row):
 
 
 @helper
-def deform_multiply(a, tiles, work, w, taps, pixels, row, w_block, add):
+def deform_multiply(a, tiles, work, w, taps, pixels, row, add):
     """Multiply the samples of some taps into the sums of all output channels."""
     ones, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
     pixel = stack_integers(MAX_TILE_ROWS)
@@ -183,7 +183,7 @@ def deform_multiply(a, tiles, work, w, taps, pixels, row, w_block, add):
         for block in range(a.w_blocks):
             channels = min(a.channels - block * a.w_width, a.w_width)
             nv = (channels + lanes(w) - 1) // lanes(w)
-            w_k = w + (block * w_block + k * a.w_width)
+            w_k = w + (block * a.w_block + k * a.w_width)
             for p in range(0, pixels, lane_rows(w)):
                 rows = min(pixels - p, lane_rows(w))
                 for r in range(rows):
@@ -232,12 +232,12 @@ def deform(a, begin, end, thread):
                     offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
                     deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels)
             x, w = reals(a, a.x) + (image * a.x_image + block.x), reals(a, a.w) + block.w
-            row, w_block = a.tap_block * block.channels, taps * block.channels * a.w_width
+            row = a.tap_block * block.channels
             for t in range(0, taps, a.tap_block):
                 some = min(taps - t, a.tap_block)
                 deform_sample(a, work, x, block.channels, t, some, pixels, row)
                 w_t = w + t * block.channels * a.w_width
-                deform_multiply(a, tiles, work, w_t, some * block.channels, pixels, row, w_block, add)
+                deform_multiply(a, tiles, work, w_t, some * block.channels, pixels, row, add)
                 add = True
             if block.last:
                 y = reals(a, a.y) + (image * a.y_image + first * a.y_w)

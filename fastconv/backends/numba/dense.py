@@ -12,6 +12,7 @@ from numba import int64
 
 from .epilogue import finish_row, leave_lanes, store_rows
 from .moves import copy, copy_over
+from .pack import pack_block
 from .simd import (
     address,
     elements_before,
@@ -214,6 +215,7 @@ def dense_lanes(a, begin, end, thread):
     c = reals(a, a.work + thread * a.work_stride)
     turned = c + a.pixel_block * lane_vectors(a) * lanes(a)
     turned_row = a.pixel_block + lanes(a)
+    panel = turned + lane_vectors(a) * lanes(a) * turned_row
     steps, pixel = stack_integers(MAX_K_BLOCK), stack_integers(MAX_PIXEL_BLOCK)
     runs = stack_runs(a, MAX_PIXEL_BLOCK)
     for i in range(a.k_block):
@@ -223,7 +225,7 @@ def dense_lanes(a, begin, end, thread):
         part = records(a, a.sums, "sum")[s]
         x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
         w = reals(a, a.w) + (part.w + group * part.w_group + chunk * part.w_block)
-        x_offsets = integers(part.x_offsets)
+        x_offsets, w_offsets = integers(part.x_offsets), integers(part.w_offsets)
         first = chunk * a.w_width
         channels = min(a.channels - first, a.w_width)
         nv = (channels + lanes(a) - 1) // lanes(a)
@@ -237,10 +239,15 @@ def dense_lanes(a, begin, end, thread):
         for kb in range(k_blocks):
             k = kb * a.k_block
             count = min(part.taps - k, a.k_block)
+            columns, column_offsets = w, w_offsets + k
+            if a.w_row:
+                places = integers(part.w_places) + k
+                pack_block(panel, a.w_width, w, a.w_row, channels, w_offsets + k, places, count)
+                columns, column_offsets = panel, steps
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
                 tile(
-                    tiles, rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb
+                    tiles, rows, nv, count, pixel + p, x_offsets + k, columns, column_offsets, c_p, width, kb
                 )
         b = bias + (group * a.channels + first)
         leave_lanes(
