@@ -7,6 +7,7 @@
 #include "dense.h"
 #include "depthwise.h"
 #include "deform.h"
+#include "roof.h"
 
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
                                         FN(depthwise_planes), FN(depthwise_pixels), FN(deform)};
