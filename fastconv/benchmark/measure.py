@@ -1,0 +1,188 @@
+"""How times are taken: implementations in turn, in short blocks, on a machine that is watched.
+
+Whatever disturbs a machine for a second, disturbs all implementations of a layer alike when each has a block of
+about 28 ms before the next one's turn. Blocks are separated by idle gaps, because the waiting threads of one
+library would slow the next; the order is rotated from round to round. Before and after each round a fixed loop is
+run on every core that is used: where it takes longer than it did at its best, the round is repeated.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["QuietCheck", "Samples", "interleave"]
+
+BLOCK_SECONDS = 0.028
+GAP_SECONDS = 0.004
+ROUNDS = 7
+LEAST_ROUNDS = 2  # for what takes longer than SLOW_SECONDS a call
+SLOW_SECONDS = 0.3
+SHORT_SECONDS = 50e-6  # calls shorter than this are timed several at once, so that the clock costs nothing
+WARM_UP_SHARE = 0.1  # of a block: caches and clock rate are back before anything counts
+
+SPIN_STEPS = 10_000
+SPIN_TOLERANCE = 1.15
+
+
+@dataclass
+class Samples:
+    """What one implementation's blocks gave, in seconds a call.
+
+    Attributes
+    ----------
+    minima, medians : list of float
+        One a block.
+    disturbed : bool
+        Whether a round stayed noisy although it was repeated.
+    """
+
+    minima: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
+    disturbed: bool = False
+
+    @property
+    def minimum(self) -> float:
+        return min(self.minima)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.medians)
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = ROUNDS,
+    block: float = BLOCK_SECONDS,
+    gap: float = GAP_SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+    is_quiet: Callable[[], bool] | None = None,
+) -> dict[str, Samples]:
+    """Time several callables against each other.
+
+    Parameters
+    ----------
+    calls : mapping of str to callable
+    rounds : int
+        How many blocks each gets; fewer where one call takes longer than a third of a second.
+    block, gap : float
+        Seconds of work in a block, and of idleness before it.
+    clock : callable
+        Returns seconds.
+    is_quiet : callable, optional
+        Tells after a round whether it was undisturbed; noisy rounds are repeated, as many times as there are
+        rounds at most.
+
+    Returns
+    -------
+    dict of str to Samples
+
+    Examples
+    --------
+    >>> from fastconv.benchmark.measure import interleave
+    >>> times = interleave({"short": lambda: sum(range(10)), "long": lambda: sum(range(9999))}, rounds=2, block=1e-3)
+    >>> times["short"].minimum < times["long"].minimum
+    True
+    """
+    is_quiet = is_quiet or _always
+    names = list(calls)
+    repeats = {name: _repeats(calls[name], clock) for name in names}
+    kept: list[tuple[bool, dict[str, tuple[float, float]]]] = []
+    is_quiet()
+    for turn in range(2 * rounds):
+        quiet_so_far = sum(quiet for quiet, _ in kept)
+        if quiet_so_far >= rounds:
+            break
+        first = turn % len(names) if names else 0
+        measured = {}
+        for name in names[first:] + names[:first]:
+            count, seconds = repeats[name]
+            if seconds > SLOW_SECONDS and turn >= LEAST_ROUNDS:
+                continue
+            time.sleep(gap)
+            measured[name] = _block(calls[name], count, block, clock)
+        kept.append((is_quiet(), measured))
+    return {name: _gather(name, kept) for name in names}
+
+
+def _gather(name: str, kept: list[tuple[bool, dict[str, tuple[float, float]]]]) -> Samples:
+    """Return the blocks of the quiet rounds; of all rounds, marked as disturbed, if less than half were quiet."""
+    mine = [(quiet, measured[name]) for quiet, measured in kept if name in measured]
+    calm = [block for quiet, block in mine if quiet]
+    disturbed = 2 * len(calm) < len(mine)
+    blocks = [block for _, block in mine] if disturbed else calm
+    return Samples([least for least, _ in blocks], [middle for _, middle in blocks], disturbed)
+
+
+def _repeats(call: Callable[[], Any], clock: Callable[[], float]) -> tuple[int, float]:
+    """Return how many calls are timed at once, and about how long one takes."""
+    seconds = min(_timed(call, 1, clock) for _ in range(2))
+    return max(1, round(SHORT_SECONDS / max(seconds, 1e-9))), seconds
+
+
+def _timed(call: Callable[[], Any], count: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+def _block(
+    call: Callable[[], Any], count: int, seconds: float, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Return minimum and median of the calls of one block."""
+    end = clock() + WARM_UP_SHARE * seconds
+    call()
+    while clock() < end:
+        call()
+    times = []
+    end = clock() + seconds
+    while not times or clock() < end:
+        times.append(_timed(call, count, clock))
+    return min(times), statistics.median(times)
+
+
+def _always() -> bool:
+    return True
+
+
+class QuietCheck:
+    """Tells whether a fixed loop still takes as long as at its best, on each core this process may use.
+
+    Examples
+    --------
+    >>> from fastconv.benchmark.measure import QuietCheck
+    >>> QuietCheck()() in (True, False)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._best = min(_spin() for _ in range(20))
+
+    def __call__(self) -> bool:
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        if len(cores) < 2:
+            return self._calm()
+        try:
+            calm = True
+            for core in cores:
+                os.sched_setaffinity(0, {core})
+                calm &= self._calm()
+            return calm
+        finally:
+            os.sched_setaffinity(0, cores)
+
+    def _calm(self) -> bool:
+        seconds = statistics.median(_spin() for _ in range(5))
+        self._best = min(self._best, seconds)
+        return seconds <= SPIN_TOLERANCE * self._best
+
+
+def _spin() -> float:
+    start = time.perf_counter()
+    for _ in range(SPIN_STEPS):
+        pass
+    return time.perf_counter() - start
