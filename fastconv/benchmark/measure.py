@@ -138,7 +138,7 @@ def _block(
     call()
     while clock() < end:
         call()
-    times = []
+    times: list[float] = []
     end = clock() + seconds
     while not times or clock() < end:
         times.append(_timed(call, count, clock))

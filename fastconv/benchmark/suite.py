@@ -304,17 +304,22 @@ def run(
 
 def complete(row: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
     """Return a row with what follows from its time and the machine's limits."""
-    derived = dict.fromkeys(("gflops", "share_of_peak", "share_of_roofline", "roofline_seconds"))
+    derived: dict[str, float | None] = dict.fromkeys(
+        ("gflops", "share_of_peak", "share_of_roofline", "roofline_seconds")
+    )
     seconds = row.get("seconds_min")
     if row["section"] in ("forward", "backward", "scaling") and seconds:
         isa = list(limits["peak_gflops"])[-1]  # the newest, whatever an implementation makes of it
         dtype, threads, flops = row["dtype"], row["threads"], row["flops"]
         roof = machine.roofline_seconds(limits, flops, row["bytes"], dtype, isa, threads)
-        derived["gflops"] = flops / seconds / 1e9
-        derived["share_of_peak"] = derived["gflops"] / machine.peak_gflops(limits, dtype, isa, threads)
-        derived["share_of_roofline"] = roof / seconds
-        derived["roofline_seconds"] = roof
-    empty = {"seconds_min": None, "seconds_median": None, "samples": [], "disturbed": False}
+        gflops = flops / seconds / 1e9
+        derived = {
+            "gflops": gflops,
+            "share_of_peak": gflops / machine.peak_gflops(limits, dtype, isa, threads),
+            "share_of_roofline": roof / seconds,
+            "roofline_seconds": roof,
+        }
+    empty: dict[str, Any] = {"seconds_min": None, "seconds_median": None, "samples": [], "disturbed": False}
     return empty | row | derived
 
 

@@ -72,13 +72,14 @@ class Worker:
     def run(self, job: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Hand over a job and return its answers; raise WorkerDied if the process ends before the last one."""
         process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
             raise WorkerDied(f"the process ended with {process.wait()}") from None
-        answers = []
+        answers: list[dict[str, Any]] = []
         for line in process.stdout:
             answer = json.loads(line)
             if "done" in answer:

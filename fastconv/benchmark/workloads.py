@@ -132,7 +132,8 @@ class Workload:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Workload":
         """Return the workload whose fields came from TOML or JSON."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        values: dict[str, Any] = {name: tuple(v) if type(v) is list else v for name, v in fields.items()}
+        return cls(**values)
 
 
 # So small that a call costs little but its overhead.

@@ -67,7 +67,7 @@ def catalogue() -> list[Implementation]:
     >>> [entry.name for entry in implementations.catalogue() if entry.own][:3]
     ['cython.call', 'cython.plan', 'cython.plan_nhwc']
     """
-    from . import jax_xla, onnx_runtime, opencv, open_vino, ours, pytorch, scipy_fft
+    from . import jax_xla, onnx_runtime, open_vino, opencv, ours, pytorch, scipy_fft
 
     files = (ours, pytorch, onnx_runtime, open_vino, jax_xla, opencv, scipy_fft)
     return [entry for file in files for entry in file.IMPLEMENTATIONS]

@@ -18,7 +18,8 @@ def build(case: Case, threads: int, layout: str) -> Runner:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     problem = case.problem
-    weight, padding, dilated = case.operands["weight"], problem.padding, {}
+    weight, padding = case.operands["weight"], list(problem.padding)
+    dilated: dict[str, Any] = {}
     if problem.variant == "conv_transpose":
         weight, padding = _turned(weight, problem), _transposed_padding(problem)
         dilated = {"lhs_dilation": problem.stride}

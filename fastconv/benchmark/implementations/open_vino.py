@@ -12,7 +12,7 @@ def build(case: Case, threads: int) -> Runner:
     """Return an inference of a compiled model, in float32 throughout, with latency as its aim."""
     import openvino as ov
 
-    fed = [name for name in ("input", "offset", "mask") if name in case.operands]
+    fed: list[str] = [name for name in ("input", "offset", "mask") if name in case.operands]
     config = {
         "INFERENCE_PRECISION_HINT": "f32" if case.dtype == "float32" else "f64",
         "INFERENCE_NUM_THREADS": threads,

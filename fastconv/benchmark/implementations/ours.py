@@ -18,8 +18,8 @@ BACKENDS = ("cython", "numba")
 def build_call(case: Case, threads: int, backend: str) -> Runner:
     """Return an ordinary call; the number of threads is the process's, from FASTCONV_NUM_THREADS."""
     function = getattr(fastconv, case.workload.op)
-    given = [case.operands.get(name) for name in OPERANDS]
-    made = find_call(case.workload.op, *given, tuple({**OPTIONS, **case.options}.values()), backend)
+    arguments = (*map(case.operands.get, OPERANDS), tuple({**OPTIONS, **case.options}.values()), backend)
+    made = find_call(case.workload.op, *arguments)  # type: ignore[arg-type]
     call = functools.partial(function, **case.operands, **case.options, backend=backend)
     return Runner(call, lambda y: [y], made.kernel.name, _isa(), _scratch(made, threads))
 

@@ -68,10 +68,9 @@ def gradients(case: Case, grad_output: np.ndarray, operands: dict[str, np.ndarra
     given = {name: torch.from_numpy(array) for name, array in operands.items()}
     grad = torch.from_numpy(grad_output)
     if case.workload.variant == "deform_conv":
-        found = deformable_gradients(torch, case, grad, given)
-    else:
-        arrange = arranged(torch, case, "NCHW")
-        found = Geometry(case).backward(torch, *map(arrange, (grad, given["input"], given["weight"])))
+        return [a.numpy() for a in deformable_gradients(torch, case, grad, given)]
+    arrange = arranged(torch, case, "NCHW")
+    found = Geometry(case).backward(torch, *map(arrange, (grad, given["input"], given["weight"])))
     return [unlifted(a, case).numpy() for a in found]
 
 
