@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find fastconv src -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name 'py.typed' \)) \
+SOURCES := $(shell find fastconv src -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.toml' -o -name 'py.typed' \)) \
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 WHEEL = $(firstword $(wildcard $(VENV)/wheel/*.whl))
 
