@@ -23,11 +23,11 @@ def run(arguments: argparse.Namespace) -> bool:
     OSError
         If the results cannot be written; found out before anything is measured.
     """
-    from . import report
-
     settings = settings_of(arguments)
     if not suite.jobs(settings):
         raise ValueError("nothing to time: no layer or no implementation has such a name")
+    from . import report
+
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "libraries.log").open("w") as log, _progress() as progress:

@@ -1,8 +1,9 @@
 """How times are taken: implementations in turn, in short blocks, on a machine that is watched.
 
 Whatever disturbs a machine for a second, disturbs all implementations of a layer alike when each has a block of
-about 28 ms before the next one's turn. Blocks are separated by idle gaps, because the waiting threads of one
-library would slow the next; the order is rotated from round to round. Before and after each round a fixed loop is
+about 28 ms before the next one's turn. Between blocks there is idleness until the threads of the library before
+have gone to sleep, because waiting they would slow the next (OpenMP's spin for 8 ms, ONNX Runtime's for 45 ms); the
+order is rotated from round to round. Before and after each round a fixed loop is
 run on every core that is used: where it takes longer than it did at its best, the round is repeated.
 """
 
@@ -16,7 +17,9 @@ from typing import Any
 __all__ = ["QuietCheck", "Samples", "interleave"]
 
 BLOCK_SECONDS = 0.028
-GAP_SECONDS = 0.004
+GAP_SECONDS = 0.005  # longer than the tick after which the system knows what a running thread has used
+MOST_GAP_SECONDS = 0.15
+IDLE_SHARE = 0.2
 ROUNDS = 7
 LEAST_ROUNDS = 2  # for what takes longer than SLOW_SECONDS a call
 SLOW_SECONDS = 0.3
@@ -69,7 +72,7 @@ def interleave(
     rounds : int
         How many blocks each gets; fewer where one call takes longer than a third of a second.
     block, gap : float
-        Seconds of work in a block, and of idleness before it.
+        Seconds of work in a block, and of idleness before it, at least.
     clock : callable
         Returns seconds.
     is_quiet : callable, optional
@@ -91,6 +94,7 @@ def interleave(
     names = list(calls)
     repeats = {name: _repeats(calls[name], clock) for name in names}
     kept: list[tuple[bool, dict[str, tuple[float, float]]]] = []
+    _settle(gap)
     is_quiet()
     for turn in range(2 * rounds):
         quiet_so_far = sum(quiet for quiet, _ in kept)
@@ -102,10 +106,21 @@ def interleave(
             count, seconds = repeats[name]
             if seconds > SLOW_SECONDS and turn >= LEAST_ROUNDS:
                 continue
-            time.sleep(gap)
+            _settle(gap)
             measured[name] = _block(calls[name], count, block, clock)
+        _settle(gap)
         kept.append((is_quiet(), measured))
     return {name: _gather(name, kept) for name in names}
+
+
+def _settle(gap: float) -> None:
+    """Wait until no thread of this process works."""
+    latest = time.perf_counter() + MOST_GAP_SECONDS
+    while gap and time.perf_counter() < latest:
+        before = time.process_time()
+        time.sleep(gap)
+        if time.process_time() - before < IDLE_SHARE * gap:
+            return
 
 
 def _gather(name: str, kept: list[tuple[bool, dict[str, tuple[float, float]]]]) -> Samples:
