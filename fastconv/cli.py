@@ -123,6 +123,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=int, metavar="N", help="blocks each implementation gets (default: 7)"
     )
     parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="tell what changed between two results, and end",
+    )
+    parser.add_argument(
         "--output",
         default="bench-results",
         metavar="DIR",
@@ -248,6 +254,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.compare:
+        from .benchmark import compare
+
+        return compare.main(arguments.compare)
     if importlib.util.find_spec("rich") is None:
         raise UsageError("the benchmark needs rich: pip install 'fastconv[bench]'")
     from .benchmark import command

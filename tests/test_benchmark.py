@@ -180,6 +180,43 @@ class TestClock:
         assert [len(times[name].minima) for name in calls] == [measure.LEAST_ROUNDS, 6]
 
 
+class TestCompare:
+    """From blocks to the verdict, on a clock with 2 % of noise."""
+
+    def results(self, folder, name, seconds):
+        """Measure one implementation twice, as the control does, and write what the suite would."""
+        rng, clock = np.random.default_rng(len(name)), Clock()
+
+        def call():
+            clock.now += seconds * (1 + 0.02 * rng.random())
+
+        times = measure.interleave({"ours": call, "control": call}, rounds=7, gap=0, clock=clock)
+        row = suite._imports_row("ours", "fastconv", suite._job(suite.Settings(), 1, "forward", SMALL))
+        ratio = times["control"].minimum / times["ours"].minimum
+        written = {
+            "noise": {
+                "aa": [{"workload": "small", "threads": 1, "ratio": ratio}],
+                "worst": max(ratio, 1 / ratio),
+            },
+            "results": [suite.complete(row | sections._timing(times["ours"]), {})],
+        }
+        path = folder / f"{name}.json"
+        machine = {"cpu": "a", "isa": "b", "libraries": {}}
+        path.write_text(
+            json.dumps(written | {"machine": machine, "schema": 1, "failed": [], "missing": {}, "date": ""})
+        )
+        return str(path)
+
+    def test_a_copy_that_is_a_fifth_slower_is_caught(self, tmp_path, capsys):
+        before, slower = self.results(tmp_path, "before", 0.0010), self.results(tmp_path, "slow", 0.0012)
+        assert cli.main(["bench", "--compare", before, slower]) == cli.FAILED
+        assert "slower" in capsys.readouterr().out
+
+    def test_the_same_again_is_not(self, tmp_path):
+        before, again = self.results(tmp_path, "before", 0.0010), self.results(tmp_path, "again", 0.0010)
+        assert cli.main(["bench", "--compare", before, again]) == cli.OK
+
+
 class TestRefusals:
     def entry(self, change, name="wrong"):
         def build(case, threads):
