@@ -180,6 +180,30 @@ class TestClock:
         assert [len(times[name].minima) for name in calls] == [measure.LEAST_ROUNDS, 6]
 
 
+class TestQuietCheck:
+    @pytest.mark.parametrize(("share", "alone"), [(0.0, True), (0.5, False)])
+    def test_others_on_our_cores_are_noticed(self, monkeypatch, share, alone):
+        own, now = Clock(), Clock()
+        monkeypatch.setattr(measure.time, "process_time", own)
+        monkeypatch.setattr(measure, "_busy_seconds", lambda cores: own.now + share * now.now)
+        monkeypatch.setattr(measure.QuietCheck, "_calm", lambda check: True)
+        check = measure.QuietCheck()
+        monkeypatch.setattr(measure.time, "perf_counter", now)
+        check._seen = check._times()
+        own.now += 1.0
+        now.now += 1.0
+        assert check() == alone
+
+    def test_a_longer_loop_is_noticed(self, monkeypatch):
+        check = measure.QuietCheck()
+        monkeypatch.setattr(measure.QuietCheck, "_times", lambda check: (0.0, 0.0))
+        monkeypatch.setattr(measure, "_spin", lambda: 1e-4)
+        check._best, check._seen = 1e-4, (0.0, 0.0)
+        assert check()
+        monkeypatch.setattr(measure, "_spin", lambda: 1.6e-4)
+        assert not check()
+
+
 class TestCompare:
     """From blocks to the verdict, on a clock with 2 % of noise."""
 

@@ -3,15 +3,16 @@
 Whatever disturbs a machine for a second, disturbs all implementations of a layer alike when each has a block of
 about 28 ms before the next one's turn. Between blocks there is idleness until the threads of the library before
 have gone to sleep, because waiting they would slow the next (OpenMP's spin for 8 ms, ONNX Runtime's for 45 ms); the
-order is rotated from round to round. Before and after each round a fixed loop is
-run on every core that is used: where it takes longer than it did at its best, the round is repeated.
+order is rotated from round to round. After each round it is asked whether others had the cores meanwhile, or share
+them now (see `QuietCheck`); if so, the round is repeated.
 """
 
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 __all__ = ["QuietCheck", "Samples", "interleave"]
@@ -29,6 +30,8 @@ WARM_UP_SHARE = 0.1  # of a block: caches and clock rate are back before anythin
 SPIN_STEPS = 10_000  # 0.1 ms
 SPINS = 20
 SPIN_TOLERANCE = 1.3
+OTHERS_SHARE = 0.05  # of the time, on all cores together
+OTHERS_SECONDS = 0.03  # the system counts in ticks of 10 ms, on each core
 
 
 @dataclass
@@ -166,10 +169,11 @@ def _always() -> bool:
 
 
 class QuietCheck:
-    """Tells whether a fixed loop still takes as long as at its best, on each core this process may use.
+    """Tells whether the machine was left to this process since it was last asked.
 
-    A neighbour on the other half of a core makes the loop 1.6 to 2 times as long, and convolutions up to 1.1 times;
-    the clock rate alone moves it by a tenth.
+    Two things are looked at, on each core that this process may use: how much time others had there, and whether a
+    fixed loop takes as long as at its best. A neighbour on the other half of a core, which a virtual machine does not
+    show, makes the loop 1.6 to 2 times as long, and convolutions up to 1.1 times; the clock rate moves it by a tenth.
 
     Examples
     --------
@@ -179,29 +183,53 @@ class QuietCheck:
     """
 
     def __init__(self) -> None:
+        self._cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._best = min(_spin() for _ in range(SPINS))
+        self._seen = self._times()
 
     def __call__(self) -> bool:
-        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-        if len(cores) < 2:
-            return self._calm()
-        try:
-            calm = True
-            for core in cores:
-                os.sched_setaffinity(0, {core})
-                calm &= self._calm()
-            return calm
-        finally:
-            os.sched_setaffinity(0, cores)
+        before, self._seen = self._seen, self._times()
+        others, elapsed = (now - then for now, then in zip(self._seen, before, strict=True))
+        alone = others <= max(OTHERS_SECONDS, OTHERS_SHARE * elapsed)
+        return self._calm() and alone
+
+    def _times(self) -> tuple[float, float]:
+        """Return the seconds that others have had on our cores, and the time."""
+        return _busy_seconds(self._cores) - time.process_time(), time.perf_counter()
 
     def _calm(self) -> bool:
+        if len(self._cores) < 2:
+            return self._steady()
+        try:
+            steady = True
+            for core in self._cores:
+                os.sched_setaffinity(0, {core})
+                steady &= self._steady()
+            return steady
+        finally:
+            os.sched_setaffinity(0, self._cores)
+
+    def _steady(self) -> bool:
         for _ in range(SPINS // 4):  # this core may have slept
             _spin()
         spins = [_spin() for _ in range(SPINS)]
         self._best = min(self._best, *spins)
-        return (
-            statistics.mean(spins) <= SPIN_TOLERANCE * self._best
-        )  # the mean also shows who took the core away
+        return statistics.mean(spins) <= SPIN_TOLERANCE * self._best
+
+
+def _busy_seconds(cores: Container[int]) -> float:
+    """Return how long these cores have worked since the machine was started; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return 0.0
+    ticks = 0
+    for line in lines:
+        name, *counts = line.split()
+        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in cores:
+            user, nice, system, _, _, irq, softirq, stolen = map(int, counts[:8])
+            ticks += user + nice + system + irq + softirq + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _spin() -> float:

@@ -47,8 +47,15 @@ def layers(job: Job) -> Iterator[Row]:
     for name, row in rows.items():
         yield {"row": row | _timing(times[name]) if name in times else row}
     if controlled:
-        ratio = times["control"].minimum / times[CONTROLLED.name].minimum
-        yield {"control": {"workload": case.workload.name, "threads": job["threads"], "ratio": ratio}}
+        control, first = times["control"], times[CONTROLLED.name]
+        yield {
+            "control": {
+                "workload": case.workload.name,
+                "threads": job["threads"],
+                "ratio": control.minimum / first.minimum,
+                "disturbed": first.disturbed,
+            }
+        }
 
 
 def creation(job: Job) -> Iterator[Row]:

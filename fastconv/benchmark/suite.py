@@ -293,13 +293,16 @@ def run(
         "command": list(command),
         "machine": machine.describe_machine(limits),
         "missing": implementations.missing() if "none" not in settings.peers else {},
-        "noise": {
-            "aa": controls,
-            "worst": max((max(c["ratio"], 1 / c["ratio"]) for c in controls), default=None),
-        },
+        "noise": {"aa": controls, "worst": _worst(controls)},
         "failed": failed,
         "results": [complete(row, limits) for row in rows],
     }
+
+
+def _worst(controls: Sequence[dict[str, Any]]) -> float | None:
+    """Return the largest ratio of two times of one thing, of the undisturbed ones if there are any."""
+    calm = [control for control in controls if not control["disturbed"]] or controls
+    return max((max(control["ratio"], 1 / control["ratio"]) for control in calm), default=None)
 
 
 def complete(row: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
