@@ -11,21 +11,25 @@ best there is where a problem does not fit the cache, and those of the table fit
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Counted", "changes", "count", "main", "read_table", "table_text"]
+__all__ = ["Counted", "changes", "count", "count_here", "main", "read_table", "table_text"]
 
+MODULE = "fastconv.benchmark.cachegrind"
 TABLE = Path("bench/cachegrind.toml")
-LINE = 64
+LINE, PAGE = 64, 4096
+SET_SPAN = 65536  # bytes after which lines share a set in the last level
 CACHES = {"I1": "32768,8,64", "D1": "32768,8,64", "LL": "524288,8,64"}
 TOLERANCE = 0.03  # another compiler moves the figures by less
 
@@ -37,7 +41,10 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # Scratch from the heap would lie anywhere; whole pages of its own share the same sets of the first level always.
+    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=8192",
 }
+BLANK = {"lines": 0, "instructions": 0, "first_level": 0, "last_level": 0}
 INHERITED = ("PATH", "HOME", "PYTHONPATH", "PYTHONSAFEPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 HEADER = f"""\
@@ -96,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="exit with 1 if a figure got worse")
     action.add_argument("--write", action="store_true", help="write the figures to the table")
-    action.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if not arguments.table.exists():
         parser.error(f"there is no table {arguments.table}; --table names another")
@@ -105,13 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"{arguments.table} has no entry {', '.join(sorted(unknown))}, but {', '.join(table)}")
     before = {name: table[name] for name in arguments.names or table}
-    if arguments.inside:
-        json.dump({name: _count_here(entry) for name, entry in before.items()}, sys.stdout)
-        return 0
     if shutil.which("valgrind") is None:
         print("counting cache misses needs valgrind, which is not on the PATH", file=sys.stderr)
         return 2
-    after = count(arguments.table, before)
+    after = count(before)
     worse, better = changes(before, after)
     print(_comparison(before, after))
     print(
@@ -123,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if worse and arguments.check else 0
 
 
-def count(table: Path, entries: Mapping[str, Counted]) -> dict[str, Counted]:
-    """Count one call of each of these entries of a table, in one process under valgrind.
+def count(entries: Mapping[str, Counted]) -> dict[str, Counted]:
+    """Count one call of each of these, in one process under valgrind.
 
     Raises
     ------
@@ -134,20 +137,43 @@ def count(table: Path, entries: Mapping[str, Counted]) -> dict[str, Counted]:
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT
     command = ["valgrind", "--tool=cachegrind", "--cache-sim=yes", "--log-file=log.%p"]
     command += ["--cachegrind-out-file=count.%p", *(f"--{name}={sizes}" for name, sizes in CACHES.items())]
-    command += [sys.executable, "-m", "fastconv.benchmark.cachegrind", "--inside", "--table"]
-    command += [str(table.resolve()), *entries]
+    command += [sys.executable, "-c", f"from {MODULE} import count_here; count_here()"]
     if shutil.which("setarch"):  # the same addresses in every run: they decide which lines share a set
         command = ["setarch", os.uname().machine, "-R", *command]
+    # The figures of before are left out: their digits would move what the interpreter allocates.
+    problems = json.dumps({name: vars(entry) | BLANK for name, entry in entries.items()})
     with tempfile.TemporaryDirectory() as folder:
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        run = subprocess.run(
+            command, cwd=folder, env=environment, input=problems, capture_output=True, text=True
+        )
         if run.returncode:
             raise RuntimeError(f"counting failed with exit code {run.returncode}:\n{run.stderr}")
-        told = json.loads(run.stdout)
-        return {name: _counted(entry, Path(folder), *told[name]) for name, entry in entries.items()}
+        return {name: _counted(entry, Path(folder), name) for name, entry in entries.items()}
 
 
-def _count_here(entry: Counted) -> tuple[int, list[int]]:
-    """Make calls between readings of the counters, under valgrind; return the bytes a call moves, and the readings.
+def count_here() -> None:
+    """What runs under valgrind: take the problems from stdin, and leave files of counters in the working folder.
+
+    Each problem has a process of its own, forked from one that has imported everything, so that its figures do not
+    depend on the problems before it.
+    """
+    entries = {name: Counted(**entry) for name, entry in json.load(sys.stdin).items()}
+    _prepared(next(iter(entries.values())))
+    for name, entry in entries.items():
+        child = os.fork()
+        if not child:
+            try:
+                Path(name).write_text(json.dumps(_readings(entry)), encoding="utf-8")
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(1)
+
+
+def _readings(entry: Counted) -> tuple[int, list[int]]:
+    """Make calls between readings of the counters; return the bytes a call moves, and the readings.
 
     A reading is counted as well. There is one call between the first two readings and there are two between the
     last two, so that one call is what these differ by.
@@ -173,7 +199,8 @@ def _read_counters() -> int:
     return child
 
 
-def _counted(entry: Counted, folder: Path, bytes: int, readings: Sequence[int]) -> Counted:
+def _counted(entry: Counted, folder: Path, name: str) -> Counted:
+    bytes, readings = json.loads((folder / name).read_text(encoding="utf-8"))
     first, second, third = (_counters(folder / f"count.{reading}") for reading in readings)
     cost = {event: (third[event] - second[event]) - (second[event] - first[event]) for event in first}
     return replace(
@@ -199,22 +226,36 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     import fastconv
 
     rng = np.random.default_rng(0)
-
-    def noise(shape: Sequence[int]) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
-
-    plan = fastconv.plan(
-        entry.op, entry.input, noise(entry.weight), **entry.options, backend="cython", num_threads=1
-    )
+    weight = rng.standard_normal(entry.weight, np.float32)
+    plan = fastconv.plan(entry.op, entry.input, weight, **entry.options, backend="cython", num_threads=1)
+    problem = plan.problem
     if plan.kernel.name != entry.kernel:
-        raise RuntimeError(f"{plan.problem} was taken by {plan.kernel.name}, not by {entry.kernel}")
-    operands = [noise(entry.input)]
-    if plan.problem.variant == "deform_conv":
-        operands.append(2 * noise(plan.problem.offset_shape))
-        if plan.problem.mask_shape:
-            operands.append(noise(plan.problem.mask_shape))
-    out = np.empty(plan.output_shape, plan.dtype)
-    return lambda: plan(*operands, out=out), plan.problem.bytes
+        raise RuntimeError(f"{problem} was taken by {plan.kernel.name}, not by {entry.kernel}")
+    shapes = [entry.input]
+    if problem.variant == "deform_conv":
+        shapes += [problem.offset_shape, problem.mask_shape] if problem.mask_shape else [problem.offset_shape]
+    *operands, out = _arrays([*shapes, plan.output_shape])
+    for operand in operands:
+        operand[...] = rng.standard_normal(operand.shape, np.float32)
+    # Not the plan: what Python does around a kernel is not what is asked here.
+    program: Any = plan.kernel.build(problem)
+    program = program.bind(weight, None)
+    given, offset, mask, *_ = [*operands, None, None]
+    return lambda: program(out, given, None, None, offset, mask, 1), problem.bytes
+
+
+def _arrays(shapes: Sequence[Sequence[int]]) -> list[Any]:
+    """Return arrays that lie on pages, one behind the other: which of their lines share a set is always the same."""
+    import numpy as np
+
+    pages = [-(-4 * math.prod(shape) // PAGE) for shape in shapes]
+    memory = np.empty(sum(pages) * PAGE + SET_SPAN, np.uint8)
+    at = -memory.ctypes.data % SET_SPAN
+    arrays = []
+    for shape, count in zip(shapes, pages, strict=True):
+        arrays.append(memory[at : at + 4 * math.prod(shape)].view(np.float32).reshape(shape))
+        at += count * PAGE
+    return arrays
 
 
 def changes(before: Mapping[str, Counted], after: Mapping[str, Counted]) -> tuple[list[str], list[str]]:
