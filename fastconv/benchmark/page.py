@@ -24,7 +24,7 @@ __all__ = ["write_html"]
 
 Row = Mapping[str, Any]
 COLOURS = 8
-TILE_TITLES = ("all layers", "mean ratio", "worst", "faster on")
+TILE_TITLES = ("all layers", "mean", "worst", "faster on")
 MEANINGS = {
     "stateless": "A function call against the fastest peer that keeps nothing between calls; channels first.",
     "prepared": "A plan against the fastest peer that takes and gives channels first, prepared ones included.",

@@ -124,14 +124,13 @@ def _layer(row: Row) -> tuple:
     return row["section"], row["workload"], row["dtype"], row["threads"]
 
 
-def summaries(found: Iterable[Ratio]) -> dict[str, dict[tuple[str, str], Summary]]:
-    """Return, for each family of layers and for all, a summary of each (comparison, backend)."""
+def summaries(found: Sequence[Ratio]) -> dict[str, dict[tuple[str, str], Summary]]:
+    """Return, for each family of layers, for each list of them and for all, a summary of each (comparison, backend)."""
     groups: dict[str, dict[tuple[str, str], list[Ratio]]] = {}
-    for ratio in found:
-        for group in (ratio.ours["family"], ALL):
-            groups.setdefault(group, {}).setdefault((ratio.comparison, ratio.backend), []).append(ratio)
-    if ALL in groups:
-        groups[ALL] = groups.pop(ALL)  # to the end
+    for group_of in (lambda row: row["family"], lambda row: f"{row['list']} layers", lambda row: ALL):
+        for ratio in found:
+            group = groups.setdefault(group_of(ratio.ours), {})
+            group.setdefault((ratio.comparison, ratio.backend), []).append(ratio)
     return {
         group: {key: Summary.of(members) for key, members in columns.items()}
         for group, columns in groups.items()

@@ -69,7 +69,7 @@ def write_markdown(results: Mapping[str, Any]) -> str:
     --------
     >>> from fastconv.benchmark.report import write_markdown
     >>> machine = {"cpu": "a CPU", "isa": "avx2", "libraries": {"torch": "2.14"}}
-    >>> layer = dict(section="forward", workload="l", family="dense", dtype="float32", threads=1,
+    >>> layer = dict(section="forward", workload="l", family="dense", list="known", dtype="float32", threads=1,
     ...              column="stateless", layout="NCHW")
     >>> ours = dict(layer, implementation="cython.call", library="fastconv", seconds_min=0.001)
     >>> peer = dict(layer, implementation="torch.nchw", library="torch", seconds_min=0.002)
