@@ -10,6 +10,7 @@
 #include "deform.h"
 #include "weight_grad.h"
 #include "depthwise_grad.h"
+#include "roof.h"
 
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
                                         FN(winograd_weights), FN(winograd_inputs), FN(winograd),

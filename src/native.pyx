@@ -17,10 +17,12 @@ cnp.import_array()
 cdef extern from "native.h" nogil:
     const char *ENGINE_NAMES
     ctypedef void (*engine_fn)(const int64_t *, int64_t, int64_t, int64_t)
+    ctypedef double (*limit_fn)(const void *, int64_t, int64_t)
     ctypedef struct isa_table:
         const char *name
         int64_t vec_bytes, tile_rows, tile_vectors, lane_rows, lane_vectors
         const engine_fn **engines
+        const limit_fn **limits
     const isa_table **isa_tables
     int isa_level()
     ctypedef struct word_layout:
@@ -41,6 +43,7 @@ cdef extern from "native.h" nogil:
         const int64_t *words
         int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes
     void program_run(const program_words *, const int64_t *, int64_t, int, int)
+    double time_limit(limit_fn, int64_t, int64_t, int, int)
     void *allocate(int64_t)
     int watch_forks()
 
@@ -85,6 +88,28 @@ def word_tables():
 def limits():
     """Return the sizes the engines were compiled for, which lowering has to know."""
     return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "strip": STRIP, "pixels": PIXELS}
+
+
+def limit_seconds(str isa, str limit, str dtype, int64_t size, int64_t count, int repeats, int threads):
+    """Return the shortest of `repeats` times that `threads` threads take for something that bounds every kernel.
+
+    "peak" is `count` operations in registers, "read" `count` passes over `size` bytes, in each thread.
+    """
+    if size < 512 or size % 512 or count < 1 or repeats < 1 or threads < 1:
+        raise ValueError(f"size must be a multiple of 512, the counts positive, got {size}, {count}, {repeats}, {threads}")
+    cdef int kind = ("peak", "read").index(limit), real = ("float32", "float64").index(dtype)
+    cdef limit_fn run = NULL
+    cdef double seconds
+    for i in range(isa_level() + 1):
+        if isa_tables[i].name.decode() == isa:
+            run = isa_tables[i].limits[real][kind]
+    if run == NULL:
+        raise ValueError(f"this machine runs {', '.join(isas())}, not {isa!r}")
+    with nogil:
+        seconds = time_limit(run, size, count, repeats, threads)
+    if seconds < 0:
+        raise MemoryError(f"cannot allocate {size} bytes for each of {threads} threads")
+    return seconds
 
 
 # Arenas for scratch, kept because a fresh page costs microseconds. Guarded by the GIL.
