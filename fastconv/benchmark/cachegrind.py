@@ -28,6 +28,7 @@ __all__ = ["Counted", "changes", "count", "count_here", "main", "read_table", "t
 
 MODULE = "fastconv.benchmark.cachegrind"
 TABLE = Path("bench/cachegrind.toml")
+WEIGHT_GRAD = "_weight_grad"
 LINE, PAGE = 64, 4096
 SET_SPAN = 65536  # bytes after which lines share a set in the last level
 CACHES = {"I1": "32768,8,64", "D1": "32768,8,64", "LL": "524288,8,64"}
@@ -227,10 +228,13 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
 
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(entry.weight, np.float32)
-    plan = fastconv.plan(entry.op, entry.input, weight, **entry.options, backend="cython", num_threads=1)
-    problem = plan.problem
-    if plan.kernel.name != entry.kernel:
-        raise RuntimeError(f"{problem} was taken by {plan.kernel.name}, not by {entry.kernel}")
+    forward = entry.op.removesuffix(WEIGHT_GRAD)
+    plan = fastconv.plan(forward, entry.input, weight, **entry.options, backend="cython", num_threads=1)
+    problem = replace(plan.problem, op=entry.op)
+    (kernel,) = (k for k in fastconv.kernels(entry.op, backend="cython") if k.name == entry.kernel)
+    refusal = kernel.refuse(problem)
+    if refusal:
+        raise RuntimeError(f"{problem} is not taken by {entry.kernel}: {refusal}")
     shapes = [entry.input]
     if problem.variant == "deform_conv":
         shapes += [problem.offset_shape, problem.mask_shape] if problem.mask_shape else [problem.offset_shape]
@@ -238,7 +242,10 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     for operand in operands:
         operand[...] = rng.standard_normal(operand.shape, np.float32)
     # Not the plan: what Python does around a kernel is not what is asked here.
-    program: Any = plan.kernel.build(problem)
+    program: Any = kernel.build(problem)
+    if forward != entry.op:
+        out[...] = rng.standard_normal(out.shape, np.float32)
+        return lambda: program(weight, operands[0], out, None, None, None, 1), problem.bytes
     program = program.bind(weight, None)
     given, offset, mask, *_ = [*operands, None, None]
     return lambda: program(out, given, None, None, offset, mask, 1), problem.bytes
