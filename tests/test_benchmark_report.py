@@ -250,6 +250,15 @@ def test_what_the_same_peers_lost_too_is_not_claimed(results):
     ]
 
 
+def test_how_far_the_same_peers_move_from_run_to_run_is_noise(results):
+    after = slowed(results, 1.2, workload="plain", implementation="cython.plan")
+    after = slowed(after, 1.3, workload="thin", library="torch")  # another layer
+    assert not verdicts(compare.compare(results, after)) & {("plain", "cython.plan", "slower")}
+    for r in after["results"]:
+        r["version"] = "2"  # now it may be the peers that changed
+    assert ("plain", "cython.plan", "slower") in verdicts(compare.compare(results, after))
+
+
 def test_a_disturbed_time_is_not_claimed(results):
     after = slowed(results, 2, implementation="cython.plan")
     for r in after["results"]:

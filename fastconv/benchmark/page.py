@@ -351,7 +351,15 @@ def _machine(results: Mapping[str, Any]) -> str:
         for level in levels
     ]
     titles = [_threads(int(count)) for count in counts]
-    aa = [[_word(c["workload"]), _number(c["threads"], "d"), _number(c["ratio"], ".3f")] for c in noise["aa"]]
+    aa = [
+        [
+            _word(c["workload"]),
+            _word(c.get("process", "")),
+            _number(c["threads"], "d"),
+            _number(c["ratio"], ".3f"),
+        ]
+        for c in noise["aa"]
+    ]
     worst = f" They differ by {noise['worst'] - 1:.1%} at most." if noise["worst"] else ""
     missing = [[_word(name), _word(how)] for name, how in results["missing"].items()]
     failed = [
@@ -366,7 +374,9 @@ def _machine(results: Mapping[str, Any]) -> str:
         _card(
             "Noise",
             f"<p>One implementation timed against itself, as if it were two.{worst}</p>"
-            + _table(["layer", "threads", "ratio"], aa),
+            + '<div class="tall low">'
+            + _table(["layer", "process", "threads", "ratio"], aa)
+            + "</div>",
         ),
         _card(
             "Missing peers",
