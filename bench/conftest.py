@@ -54,7 +54,8 @@ def split(values):
 def pytest_generate_tests(metafunc):
     section = metafunc.function.__name__.removeprefix("test_").replace("_", "-")
     settings = metafunc.config.bench
-    found = [job for job in suite.jobs(settings) if job["section"] == section and job["kind"] != "imports"]
+    found = [job for job in suite.jobs(settings) if job["section"] == section]
+    found = [job for job in found if job["kind"] != "imports" and not job["again"]]
     pairs = [(job, name) for job in found for name in job["implementations"]]
     metafunc.parametrize("job, implementation", pairs, ids=[test_id(job, name) for job, name in pairs])
 
@@ -93,7 +94,7 @@ def measured(crew, limits, request):
             chosen = [
                 item.callspec.params["implementation"]
                 for item in request.session.items
-                if item.callspec.params["job"] is job
+                if hasattr(item, "callspec") and item.callspec.params.get("job") is job
             ]
             answers = crew.run({**job, "implementations": chosen})
             failed = [answer["failed"] for answer in answers if "failed" in answer]
