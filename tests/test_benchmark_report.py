@@ -235,6 +235,12 @@ def test_a_change_within_the_control_is_not_claimed(results):
     assert verdicts(compare.compare(results, after)) == {("plain", "cython.plan", "slower")}
 
 
+def test_a_disturbed_control_is_left_out(results):
+    results["noise"]["aa"].append({"workload": "thin", "threads": 1, "ratio": 1.5, "disturbed": True})
+    after = slowed(results, 1.2, workload="plain", implementation="cython.plan", threads=1)
+    assert verdicts(compare.compare(results, after)) == {("plain", "cython.plan", "slower")}
+
+
 def test_a_change_within_the_spread_of_the_blocks_is_not_claimed(results):
     after = slowed(results, 1.2, workload="plain", implementation="cython.plan")
     for r in after["results"]:

@@ -354,9 +354,9 @@ def _machine(results: Mapping[str, Any]) -> str:
     aa = [
         [
             _word(c["workload"]),
-            _word(c.get("process", "")),
+            _number(c["ratio"], ".3f", "disturbed" * c.get("disturbed", False)),
             _number(c["threads"], "d"),
-            _number(c["ratio"], ".3f"),
+            _word(c.get("process", "")),
         ]
         for c in noise["aa"]
     ]
@@ -373,14 +373,16 @@ def _machine(results: Mapping[str, Any]) -> str:
         _card("Reading, GB/s", _table(["", *titles], reads)),
         _card(
             "Noise",
-            f"<p>One implementation timed against itself, as if it were two.{worst}</p>"
+            f"<p>One implementation timed against itself, as if it were two, in the same process or in another.{worst}</p>"
             + '<div class="tall low">'
-            + _table(["layer", "process", "threads", "ratio"], aa)
+            + _table(["layer", "ratio", "threads", "process"], aa)
             + "</div>",
         ),
         _card(
             "Missing peers",
-            _table(["peer", "how to get it"], missing) if missing else "<p>None: every peer took part.</p>",
+            _table(["peer", "how to get it"], missing)
+            if missing
+            else "<p>None: all known ones are installed.</p>",
         ),
     ]
     if failed:
