@@ -98,7 +98,8 @@ def measured(crew, limits, request):
             ]
             answers = crew.run({**job, "implementations": chosen})
             failed = [answer["failed"] for answer in answers if "failed" in answer]
-            found = {answer["row"]["implementation"]: answer["row"] for answer in answers if "row" in answer}
+            own = [answer["row"] for answer in answers if "row" in answer]
+            found = {row["implementation"]: row for row in own if row["phase"] == job.get("phase", "")}
             known[key] = {name: suite.complete(row, limits) for name, row in found.items()}, failed
         return known[key]
 

@@ -86,8 +86,16 @@ def _lead(results: Mapping[str, Any]) -> str:
     return (
         f"<p>{escape(machine['cpu'])}, {escape(machine['isa'])}, {threads} "
         f"thread{'s' * (threads != '1')}, {escape(dtypes)}, {escape(results['date'][:10])}. "
-        "Ratios are our time over that of the fastest peer on the same layer: below 1 we are faster.</p>"
+        "Ratios are our time over that of the fastest peer on the same layer: below 1 we are faster."
+        f"{_disturbance(rows)}</p>"
     )
+
+
+def _disturbance(rows: Sequence[Row]) -> str:
+    timed = [row for row in rows if row["seconds_min"]]
+    count = sum(row["disturbed"] for row in timed)
+    share = f"{count} of {len(timed)} times were"
+    return f' <b class="bad">{share} taken while the machine was not quiet.</b>' if count else ""
 
 
 def _tiles(found: Sequence[Ratio]) -> str:
