@@ -54,7 +54,8 @@ def split(values):
 def pytest_generate_tests(metafunc):
     section = metafunc.function.__name__.removeprefix("test_").replace("_", "-")
     settings = metafunc.config.bench
-    found = [job for job in suite.jobs(settings) if job["section"] == section and job["kind"] != "imports"]
+    found = [job for job in suite.jobs(settings) if job["section"] == section]
+    found = [job for job in found if job["kind"] != "imports" and not job["again"]]
     pairs = [(job, name) for job in found for name in job["implementations"]]
     metafunc.parametrize("job, implementation", pairs, ids=[test_id(job, name) for job, name in pairs])
 
@@ -93,11 +94,12 @@ def measured(crew, limits, request):
             chosen = [
                 item.callspec.params["implementation"]
                 for item in request.session.items
-                if item.callspec.params["job"] is job
+                if hasattr(item, "callspec") and item.callspec.params.get("job") is job
             ]
             answers = crew.run({**job, "implementations": chosen})
             failed = [answer["failed"] for answer in answers if "failed" in answer]
-            found = {answer["row"]["implementation"]: answer["row"] for answer in answers if "row" in answer}
+            own = [answer["row"] for answer in answers if "row" in answer]
+            found = {row["implementation"]: row for row in own if row["phase"] == job.get("phase", "")}
             known[key] = {name: suite.complete(row, limits) for name, row in found.items()}, failed
         return known[key]
 

@@ -235,6 +235,12 @@ def test_a_change_within_the_control_is_not_claimed(results):
     assert verdicts(compare.compare(results, after)) == {("plain", "cython.plan", "slower")}
 
 
+def test_a_disturbed_control_is_left_out(results):
+    results["noise"]["aa"].append({"workload": "thin", "threads": 1, "ratio": 1.5, "disturbed": True})
+    after = slowed(results, 1.2, workload="plain", implementation="cython.plan", threads=1)
+    assert verdicts(compare.compare(results, after)) == {("plain", "cython.plan", "slower")}
+
+
 def test_a_change_within_the_spread_of_the_blocks_is_not_claimed(results):
     after = slowed(results, 1.2, workload="plain", implementation="cython.plan")
     for r in after["results"]:
@@ -248,6 +254,15 @@ def test_what_the_same_peers_lost_too_is_not_claimed(results):
     assert not [
         c for c in compare.compare(results, after) if c.verdict != "same" and c.after["library"] == "fastconv"
     ]
+
+
+def test_how_far_the_same_peers_move_from_run_to_run_is_noise(results):
+    after = slowed(results, 1.2, workload="plain", implementation="cython.plan")
+    after = slowed(after, 1.3, workload="thin", library="torch")  # another layer
+    assert not verdicts(compare.compare(results, after)) & {("plain", "cython.plan", "slower")}
+    for r in after["results"]:
+        r["version"] = "2"  # now it may be the peers that changed
+    assert ("plain", "cython.plan", "slower") in verdicts(compare.compare(results, after))
 
 
 def test_a_disturbed_time_is_not_claimed(results):

@@ -6,7 +6,11 @@
 
 What is counted is one call of a prepared kernel, on one thread, with the caches of a modest core. A compulsory line
 is a cache line of input, weight, offset, mask or output. Each of them has to be moved once, so one miss a line is the
-best there is where a problem does not fit the cache, and those of the table fit neither level.
+best there is where a problem does not fit the cache, and those of the table fit neither level. (An access that spans
+two lines counts as one miss, so that a figure can be a little lower.)
+
+Two runs of one installation agree to the digit. Another compiler, or another set of installed packages, moves some of
+the addresses and with them a figure by a few tenths of a percent.
 """
 
 import argparse

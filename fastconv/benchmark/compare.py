@@ -3,8 +3,9 @@
     python -m fastconv bench --compare before.json after.json
 
 Nothing about the noise is assumed. It is the largest of what was measured: the controls of both runs, which timed one
-implementation against itself; how far the blocks of the two times lie apart; and how far the same versions of the
-peers moved on the same layer, since whatever slows them is not a change of ours.
+implementation against itself; how far the blocks of each of the two times lie apart; and how far peers whose version
+is the same moved from run to run, on the same layer and, but for the odd one, on any. What slows them, such as where
+the system put a process's memory, is no change of ours.
 """
 
 import argparse
@@ -21,6 +22,9 @@ __all__ = ["Change", "compare", "main"]
 
 OURS = "fastconv"
 KEY = ("section", "phase", "workload", "implementation", "dtype", "layout", "threads")
+ODD_SHARE = (
+    0.05  # of the controls and of the peers' changes: one far off by chance must not hide a real change
+)
 SAME, SLOWER, FASTER = "same", "slower", "faster"
 
 Row = Mapping[str, Any]
@@ -106,13 +110,16 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
     old = {_key(row): row for row in before["results"] if row["seconds_min"]}
     pairs = [(old[_key(row)], row) for row in after["results"] if row["seconds_min"] and _key(row) in old]
     controls = [_controls(results, name) for results, name in ((before, "before"), (after, "after"))]
-    drifts = _drifts(pairs)
+    moves = _moves(pairs)
+    usual = {
+        threads: _quantile([abs(move) for move in found]) for threads, found in _by_threads(moves).items()
+    }
     changes = []
     for was, now in pairs:
         logs = [_control(of, now["threads"]) for of in controls]
         logs += [_spread(was), _spread(now)]
         if _is_ours(now):
-            logs.append(abs(drifts.get(_layer(now), 0.0)))
+            logs += [usual.get(now["threads"], 0.0), abs(statistics.median(moves.get(_layer(now), [0.0])))]
         changes.append(Change(was, now, math.exp(max(logs))))
     return changes
 
@@ -130,14 +137,14 @@ def _is_ours(row: Row) -> bool:
 
 
 def _controls(results: Mapping[str, Any], name: str) -> dict[int, float]:
-    """Return the largest |log ratio| of one implementation against itself, by number of threads."""
-    found: dict[int, float] = {}
-    for control in results["noise"]["aa"]:
-        distance = abs(math.log(control["ratio"]))
-        found[control["threads"]] = max(distance, found.get(control["threads"], 0.0))
+    """Return the |log ratio| that implementations against themselves stay below, by number of threads."""
+    found: dict[int, list[float]] = {}
+    controls = results["noise"]["aa"]
+    for control in [control for control in controls if not control.get("disturbed")] or controls:
+        found.setdefault(control["threads"], []).append(abs(math.log(control["ratio"])))
     if not found:
         raise ValueError(f"the run {name} has no control (noise.aa is empty), so its noise is not known")
-    return found
+    return {threads: _quantile(distances) for threads, distances in found.items()}
 
 
 def _control(controls: Mapping[int, float], threads: int) -> float:
@@ -151,13 +158,25 @@ def _spread(row: Row) -> float:
     return math.log(statistics.median(samples) / min(samples))
 
 
-def _drifts(pairs: Sequence[tuple[Row, Row]]) -> dict[tuple, float]:
-    """Return the middle change of the peers whose version is the same, as a logarithm, layer by layer."""
+def _moves(pairs: Sequence[tuple[Row, Row]]) -> dict[tuple, list[float]]:
+    """Return the changes of the peers whose version is the same, as logarithms, layer by layer."""
     moves: dict[tuple, list[float]] = {}
     for was, now in pairs:
         if not _is_ours(now) and was["version"] == now["version"]:
             moves.setdefault(_layer(now), []).append(math.log(now["seconds_min"] / was["seconds_min"]))
-    return {layer: statistics.median(found) for layer, found in moves.items()}
+    return moves
+
+
+def _by_threads(moves: Mapping[tuple, Sequence[float]]) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for (*_, threads), changes in moves.items():
+        found.setdefault(threads, []).extend(changes)
+    return found
+
+
+def _quantile(values: Sequence[float]) -> float:
+    """Return what all but `ODD_SHARE` of the values stay below."""
+    return sorted(values)[math.ceil((1 - ODD_SHARE) * len(values)) - 1]
 
 
 def _lost(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Row]:

@@ -86,8 +86,16 @@ def _lead(results: Mapping[str, Any]) -> str:
     return (
         f"<p>{escape(machine['cpu'])}, {escape(machine['isa'])}, {threads} "
         f"thread{'s' * (threads != '1')}, {escape(dtypes)}, {escape(results['date'][:10])}. "
-        "Ratios are our time over that of the fastest peer on the same layer: below 1 we are faster.</p>"
+        "Ratios are our time over that of the fastest peer on the same layer: below 1 we are faster."
+        f"{_disturbance(rows)}</p>"
     )
+
+
+def _disturbance(rows: Sequence[Row]) -> str:
+    timed = [row for row in rows if row["seconds_min"]]
+    count = sum(row["disturbed"] for row in timed)
+    share = f"{count} of {len(timed)} times were"
+    return f' <b class="bad">{share} taken while the machine was not quiet.</b>' if count else ""
 
 
 def _tiles(found: Sequence[Ratio]) -> str:
@@ -351,7 +359,15 @@ def _machine(results: Mapping[str, Any]) -> str:
         for level in levels
     ]
     titles = [_threads(int(count)) for count in counts]
-    aa = [[_word(c["workload"]), _number(c["threads"], "d"), _number(c["ratio"], ".3f")] for c in noise["aa"]]
+    aa = [
+        [
+            _word(c["workload"]),
+            _number(c["ratio"], ".3f", "disturbed" * c.get("disturbed", False)),
+            _number(c["threads"], "d"),
+            _word(c.get("process", "")),
+        ]
+        for c in noise["aa"]
+    ]
     worst = f" They differ by {noise['worst'] - 1:.1%} at most." if noise["worst"] else ""
     missing = [[_word(name), _word(how)] for name, how in results["missing"].items()]
     failed = [
@@ -365,12 +381,16 @@ def _machine(results: Mapping[str, Any]) -> str:
         _card("Reading, GB/s", _table(["", *titles], reads)),
         _card(
             "Noise",
-            f"<p>One implementation timed against itself, as if it were two.{worst}</p>"
-            + _table(["layer", "threads", "ratio"], aa),
+            f"<p>One implementation timed against itself, as if it were two, in the same process or in another.{worst}</p>"
+            + '<div class="tall low">'
+            + _table(["layer", "ratio", "threads", "process"], aa)
+            + "</div>",
         ),
         _card(
             "Missing peers",
-            _table(["peer", "how to get it"], missing) if missing else "<p>None: every peer took part.</p>",
+            _table(["peer", "how to get it"], missing)
+            if missing
+            else "<p>None: all known ones are installed.</p>",
         ),
     ]
     if failed:

@@ -51,9 +51,11 @@ def layers(job: Job) -> Iterator[Row]:
         yield {
             "control": {
                 "workload": case.workload.name,
+                "implementation": CONTROLLED.name,
                 "threads": job["threads"],
                 "ratio": control.minimum / first.minimum,
                 "disturbed": first.disturbed,
+                "process": "the same",
             }
         }
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,10 @@ DTYPES = ("float32", "float64")
 LAYERS_A_PROCESS = 6
 QUICK_ROUNDS = 3
 IMPORT_ROUNDS = 5
-CONTROL_EVERY = 4  # every so many layers, one implementation is timed twice
+CONTROL_EVERY = (
+    4  # every so many layers, one implementation is timed twice, and then again in another process
+)
+CONTROLLED = "cython.*"
 FIRST_LAYERS = ("rn50_c2_3x3", "dcn2_rn50_c3")
 QUICK_BACKWARD = ("rn50_c2_3x3", "rnx50_c4_g32", "mbv2_dw3_28", "dcgan_16to32", "dcn2_rn50_c3")
 SCALING_IMPLEMENTATIONS = (
@@ -80,7 +84,7 @@ def jobs(settings: Settings) -> list[Job]:
     --------
     >>> from fastconv.benchmark.suite import Settings, jobs
     >>> todo = jobs(Settings(sections=["forward"], peers=["none"], workloads=["unet_up2"], threads=[1, 2]))
-    >>> [(job["workload"]["name"], job["threads"]) for job in todo]
+    >>> [(job["workload"]["name"], job["threads"]) for job in todo if not job["again"]]
     [('unet_up2', 1), ('unet_up2', 2)]
     >>> todo[0]["implementations"][:2]
     ['cython.call', 'cython.plan']
@@ -112,6 +116,7 @@ def _job(settings: Settings, threads: int, section: str, workload: Workload, **c
         "block": measure.BLOCK_SECONDS,
         "check": True,
         "control": False,
+        "again": False,
         "alone": False,
     } | changes
 
@@ -122,8 +127,13 @@ def _layers(settings: Settings) -> list[Workload]:
 
 
 def _forward(settings: Settings, threads: int) -> Iterator[Job]:
-    for index, workload in enumerate(_layers(settings)):
+    layers = _layers(settings)
+    for index, workload in enumerate(layers):
         yield _job(settings, threads, "forward", workload, control=index % CONTROL_EVERY == 0)
+    # A process lays out its memory in its own way, which moves times by more than the noise within one.
+    names = [entry.name for entry in settings.chosen() if fnmatchcase(entry.name, CONTROLLED)]
+    for workload in layers[::CONTROL_EVERY] if names else ():
+        yield _job(settings, threads, "forward", workload, implementations=names, again=True, alone=True)
 
 
 def _backward(settings: Settings, threads: int) -> Iterator[Job]:
@@ -253,8 +263,8 @@ def run(
     -------
     dict
         ``results`` has a row for each workload, implementation and number of threads; ``machine``, ``missing``
-        (peers that are not installed), ``noise`` (one implementation timed against itself) and ``failed`` (jobs
-        whose process died) belong to all of them.
+        (peers that are not installed), ``noise`` (implementations timed against themselves, in one process and in
+        two) and ``failed`` (jobs whose process died) belong to all of them.
     """
     todo = jobs(settings)
     rows: list[dict[str, Any]] = []
@@ -269,7 +279,9 @@ def run(
                     index, len(todo), f"{job['section']} {job['workload']['name']}, {job['threads']} threads"
                 )
             for answer in crew.run(job):
-                if "row" in answer:
+                if "row" in answer and job["again"]:
+                    controls.extend(_again(answer["row"], rows))
+                elif "row" in answer:
                     rows.append(answer["row"])
                 elif "control" in answer:
                     controls.append(answer["control"])
@@ -297,6 +309,21 @@ def run(
         "failed": failed,
         "results": [complete(row, limits) for row in rows],
     }
+
+
+def _again(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield how a time taken in another process compares with the first, if both are there."""
+    names = ("section", "workload", "implementation", "threads")
+    for first in rows:
+        if all(first[name] == row[name] for name in names) and not (first["refused"] or row["refused"]):
+            yield {
+                "workload": row["workload"],
+                "implementation": row["implementation"],
+                "threads": row["threads"],
+                "ratio": row["seconds_min"] / first["seconds_min"],
+                "disturbed": first["disturbed"] or row["disturbed"],
+                "process": "another",
+            }
 
 
 def _worst(controls: Sequence[dict[str, Any]]) -> float | None:
