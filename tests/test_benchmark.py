@@ -171,7 +171,7 @@ class TestClock:
             {"a": clock.work(0.01)}, rounds=4, gap=0, clock=clock, is_quiet=lambda: False
         )
         assert times["a"].disturbed
-        assert len(times["a"].minima) == 8
+        assert len(times["a"].minima) == 6
 
     def test_slow_calls_get_fewer_rounds(self):
         clock = Clock()

@@ -106,6 +106,8 @@ def _summary(results: dict[str, Any], folder: Path) -> bool:
         print(f"refused: {row['implementation']} on {row['workload']}, {row['section']}: {row['refused']}")
     for entry in results["failed"]:
         print(f"failed: {entry['section']} {entry['workload']}: {entry['reason']}")
+    if results["skipped"]:
+        print(f"no time was left for {len(results['skipped'])} layers; --section and --threads ask for less")
     for name, how in results["missing"].items():
         print(f"missing: {name}: {how}")
     wrong = [row for row in refused if row["library"] == "fastconv" and row["refused"].startswith("wrong")]

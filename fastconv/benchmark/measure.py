@@ -80,8 +80,8 @@ def interleave(
     clock : callable
         Returns seconds.
     is_quiet : callable, optional
-        Tells after a round whether it was undisturbed; noisy rounds are repeated, as many times as there are
-        rounds at most.
+        Tells after a round whether it was undisturbed; noisy rounds are repeated, up to half as many as
+        there are rounds.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def interleave(
     kept: list[tuple[bool, dict[str, tuple[float, float]]]] = []
     _settle(gap)
     is_quiet()
-    for turn in range(2 * rounds):
+    for turn in range(rounds + max(1, rounds // 2)):
         quiet_so_far = sum(quiet for quiet, _ in kept)
         if quiet_so_far >= rounds:
             break

@@ -24,6 +24,7 @@ DTYPES = ("float32", "float64")
 # OpenVINO may run twice as slow in a process that has seen many layers and libraries.
 LAYERS_A_PROCESS = 6
 QUICK_ROUNDS = 3
+QUICK_SECONDS = 270.0  # what is not begun by then is left out, and listed
 IMPORT_ROUNDS = 5
 CONTROL_EVERY = (
     4  # every so many layers, one implementation is timed twice, and then again in another process
@@ -160,7 +161,7 @@ def _first_call(settings: Settings, threads: int) -> Iterator[Job]:
     for entry in channels_first:
         own_process = {"implementations": [entry.name], "alone": True}
         for workload in layers[:1] if settings.quick else layers:
-            if entry.name.startswith("numba"):  # into an empty cache, and then with the cache of that process
+            if entry.name == "numba.call":  # into an empty cache, and then with the cache of that process
                 yield _job(
                     settings, threads, "first-call", workload, kind="first_call", phase="cold", **own_process
                 )
@@ -172,7 +173,14 @@ def _first_call(settings: Settings, threads: int) -> Iterator[Job]:
                 "mixed_sizes", "first-call", "first-call", "conv2d", (1, 16, 40, 40), 16, (3, 3), padding=1
             )
             yield _job(
-                settings, threads, "first-call", mixed, kind="mixed_sizes", phase="mixed sizes", **own_process
+                settings,
+                threads,
+                "first-call",
+                mixed,
+                kind="mixed_sizes",
+                phase="mixed sizes",
+                step=3 if settings.quick else 1,
+                **own_process,
             )
 
 
@@ -230,7 +238,7 @@ class Crew:
             self._dismiss()
             environment = {}
             if job["kind"] == "first_call":
-                environment["NUMBA_CACHE_DIR"] = str(self._memory / job["implementations"][0])
+                environment["NUMBA_CACHE_DIR"] = str(self._memory / job["workload"]["name"])
             worker = self._worker = Worker(threads, self._log, environment)
         self._done += 1
         return worker
@@ -264,9 +272,11 @@ def run(
     dict
         ``results`` has a row for each workload, implementation and number of threads; ``machine``, ``missing``
         (peers that are not installed), ``noise`` (implementations timed against themselves, in one process and in
-        two) and ``failed`` (jobs whose process died) belong to all of them.
+        two) ``failed`` (jobs whose process died) and ``skipped`` (those a quick run had no time for) belong to all.
     """
+    started = time.monotonic()
     todo = jobs(settings)
+    skipped: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
@@ -274,6 +284,9 @@ def run(
     try:
         limits = measure_limits(crew, settings.threads)
         for index, job in enumerate(todo):
+            if settings.quick and time.monotonic() - started > QUICK_SECONDS:
+                skipped.append(_where(job))
+                continue
             if progress is not None:
                 progress(
                     index, len(todo), f"{job['section']} {job['workload']['name']}, {job['threads']} threads"
@@ -286,14 +299,7 @@ def run(
                 elif "control" in answer:
                     controls.append(answer["control"])
                 elif "failed" in answer:
-                    where = {
-                        "section": job["section"],
-                        "workload": job["workload"]["name"],
-                        "threads": job["threads"],
-                    }
-                    failed.append(
-                        where | {"implementations": job["implementations"], "reason": answer["failed"]}
-                    )
+                    failed.append(_where(job) | {"reason": answer["failed"]})
         limits = machine.best_limits(limits, measure_limits(crew, settings.threads))
         if progress is not None:
             progress(len(todo), len(todo), "")
@@ -307,8 +313,15 @@ def run(
         "missing": implementations.missing() if "none" not in settings.peers else {},
         "noise": {"aa": controls, "worst": _worst(controls)},
         "failed": failed,
+        "skipped": skipped,
         "results": [complete(row, limits) for row in rows],
     }
+
+
+def _where(job: Job) -> dict[str, Any]:
+    """Return what a job was to measure, for the record."""
+    named = {name: job[name] for name in ("section", "threads", "implementations")}
+    return named | {"workload": job["workload"]["name"]}
 
 
 def _again(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
