@@ -16,7 +16,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -93,7 +93,8 @@ class Kernel:
     refuse : callable
         ``refuse(problem)`` returns None, or one reason why this kernel cannot take the problem.
     cost : callable
-        ``cost(problem)`` returns the estimated time in seconds; the automatic choice takes the cheapest.
+        ``cost(problem)`` returns the estimated time in seconds; the automatic choice takes the cheapest. It is asked
+        for problems of one image.
     build : callable
         ``build(problem)`` returns an :class:`Executable`.
     tolerance : float
@@ -425,9 +426,12 @@ def _refusal(kernel: Kernel, problem: Problem) -> str | None:
 
 
 def cost(kernel: Kernel, problem: Problem) -> float:
-    """Return the estimated seconds of a kernel; inf if it cannot tell."""
+    """Return the estimated seconds of a kernel; inf if it cannot tell.
+
+    They are those of one image: which kernel runs, and so how a result is rounded, must not depend on the batch.
+    """
     try:
-        seconds = float(kernel.cost(problem))
+        seconds = float(kernel.cost(replace(problem, batch=1)))
     except Exception as error:  # as above
         log("DEBUG", "%s: the cost of %s %s cannot be told: %s", problem, kernel.backend, kernel.name, error)
         return math.inf

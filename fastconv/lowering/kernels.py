@@ -139,10 +139,7 @@ def cost_dense(problem: Problem, speed: float = DENSE_FLOPS) -> float:
 
 
 def cost_winograd(points: int) -> Callable[[Problem], float]:
-    """Return the time of the products (or of streaming their weights, if longer) and of the transforms.
-
-    It is that of one image, so that the choice does not depend on the batch.
-    """
+    """Return the time of the products (or of streaming their weights, if longer) and of the transforms."""
 
     def cost(problem: Problem) -> float:
         filtering = filtering_of(problem, points)
@@ -160,7 +157,7 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         seconds += products * (c + o) * size / TRANSFORM_BYTES
         if not problem.prepared:
             seconds += weights / MEMORY_BYTES
-        return WINOGRAD_OVERHEAD + problem.batch * seconds + problem.bytes / MEMORY_BYTES
+        return WINOGRAD_OVERHEAD + seconds + problem.bytes / MEMORY_BYTES
 
     return cost
 
