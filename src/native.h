@@ -42,6 +42,9 @@
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
+/* Winograd's tiles that leave together: their outputs stay in L1. */
+#define LEAVING_TILES 8
+
 /* Depthwise tiles: vectors of pixels in planes; pixels, and vectors of channels, with channels last. */
 #define STRIP 8
 #define PIXELS 4

@@ -12,8 +12,6 @@
  * A NaN or inf spreads over its whole tile here. A tile that holds one is summed again directly.
  */
 
-/* Tiles that leave together: their outputs stay in L1. */
-#define LEAVING_TILES 8
 #define MAX_POINTS 6
 
 #define ROOT_LOW ((real)0.70710678118654752440)
@@ -303,29 +301,30 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
 {
     const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
     int64_t steps[MAX_K_BLOCK], m = a->outputs, taps = a->depth * a->kernel * a->kernel;
-    real c[TILE_ROWS * VEC_BYTES / sizeof(real)];
+    real c[LANE_VECTORS * LANES * LANES];
     for (int64_t i = 0; i < a->k_block; i++)
         steps[i] = i * LANES;
-    for (int64_t first = 0; first < m * m; first += LANES)
-        for (int64_t o = 0; o < channels; o += TILE_ROWS) {
-            int64_t rows = channels - o < TILE_ROWS ? channels - o : TILE_ROWS;
-            int64_t pixels = m * m - first < LANES ? m * m - first : LANES;
-            const real *row[TILE_ROWS];
-            for (int64_t r = 0; r < rows; r++)
-                row[r] = w + (o + r) * a->w_row;
-            for (int64_t k = 0; k < taps; k += a->k_block) {
-                int64_t count = taps - k < a->k_block ? taps - k : a->k_block;
-                for (int64_t i = 0; i < count; i++)
-                    for (int64_t p = 0; p < LANES; p++) {
-                        int64_t pixel = p < pixels ? first + p : first;
-                        panel[i * LANES + p] = x[x_offsets[k + i] + pixel / m * a->x_h + pixel % m * a->x_w];
-                    }
-                FN(tiles)[rows][1](count, row, w_offsets + k, panel, steps, c, LANES, k > 0);
-            }
-            for (int64_t p = 0; p < pixels; p++)
+    for (int64_t first = 0; first < m * m; first += LANES) {
+        int64_t pixels = m * m - first < LANES ? m * m - first : LANES, pixel[VEC_BYTES / sizeof(real)];
+        for (int64_t p = 0; p < LANES; p++)
+            pixel[p] = (first + p % pixels) / m * a->x_h + (first + p % pixels) % m * a->x_w;
+        for (int64_t k = 0; k < taps; k += a->k_block) {
+            int64_t count = taps - k < a->k_block ? taps - k : a->k_block;
+            for (int64_t i = 0; i < count; i++)
+                for (int64_t p = 0; p < LANES; p++)
+                    panel[i * LANES + p] = x[x_offsets[k + i] + pixel[p]];
+            for (int64_t o = 0; o < channels; o += TILE_ROWS) {
+                int64_t rows = channels - o < TILE_ROWS ? channels - o : TILE_ROWS;
+                const real *row[TILE_ROWS];
                 for (int64_t r = 0; r < rows; r++)
-                    y[(first + p) / m * y_row + (first + p) % m * width + o + r] = c[r * LANES + p];
+                    row[r] = w + (o + r) * a->w_row;
+                FN(tiles)[rows][1](count, row, w_offsets + k, panel, steps, c + o * LANES, LANES, k > 0);
+            }
         }
+        for (int64_t p = 0; p < pixels; p++)
+            for (int64_t o = 0; o < channels; o++)
+                y[(first + p) / m * y_row + (first + p) % m * width + o] = c[o * LANES + p];
+    }
 }
 
 /* sums[point][tile][o] of a task's tiles and one block of output channels. */
@@ -411,5 +410,4 @@ static void FN(winograd)(const int64_t *words, int64_t begin, int64_t end, int64
 #undef NEAR
 #undef FAR
 #undef MAX_POINTS
-#undef LEAVING_TILES
 #undef ALGORITHMS

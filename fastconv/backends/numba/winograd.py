@@ -35,6 +35,7 @@ from .transforms import (
 
 # Tiles that leave together: their outputs stay in L1.
 LEAVING_TILES = 8
+MAX_WIDTH = 64  # output channels of a block: four vectors of sixteen
 MAX_RUNS = LEAVING_TILES * 4  # rows of an algorithm's m x m outputs
 
 # What a task has: some tiles of a sum, in one group. Tiles of all images of a chunk are numbered through.
@@ -124,28 +125,28 @@ def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row):
     """One tile's outputs by the direct sum, pixels in the vectors and weights as they were given."""
     x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
-    c = stack_vectors(x, MAX_TILE_ROWS)
+    c = stack_vectors(x, MAX_WIDTH)
     m, taps = a.outputs, a.depth * a.kernel * a.kernel
     for i in range(a.k_block):
         steps[i] = i * lanes(a)
     for first in range(0, m * m, lanes(a)):
         pixels = min(m * m - first, lanes(a))
-        for o in range(0, channels, lane_rows(a)):
-            rows = min(channels - o, lane_rows(a))
-            for r in range(rows):
-                row[r] = address(w + (o + r) * a.w_row)
-            for k in range(0, taps, a.k_block):
-                count = min(taps - k, a.k_block)
+        for k in range(0, taps, a.k_block):
+            count = min(taps - k, a.k_block)
+            for p in range(lanes(a)):
+                pixel = first + p % pixels
+                at = pixel // m * a.x_h + pixel % m * a.x_w
                 for i in range(count):
-                    for p in range(lanes(a)):
-                        pixel = first + p if p < pixels else first
-                        at = x_offsets[k + i] + pixel // m * a.x_h + pixel % m * a.x_w
-                        panel[i * lanes(a) + p] = x[at]
-                tile(multiply, rows, 1, count, row, w_offsets + k, panel, steps, c, lanes(a), k)
-            for p in range(pixels):
-                to = y + ((first + p) // m * y_row + (first + p) % m * a.width + o)
+                    panel[i * lanes(a) + p] = x[x_offsets[k + i] + at]
+            for o in range(0, channels, lane_rows(a)):
+                rows, c_o = min(channels - o, lane_rows(a)), c + o * lanes(a)
                 for r in range(rows):
-                    to[r] = c[r * lanes(a) + p]
+                    row[r] = address(w + (o + r) * a.w_row)
+                tile(multiply, rows, 1, count, row, w_offsets + k, panel, steps, c_o, lanes(a), k)
+        for p in range(pixels):
+            to = y + ((first + p) // m * y_row + (first + p) % m * a.width)
+            for o in range(channels):
+                to[o] = c[o * lanes(a) + p]
 
 
 @helper
