@@ -65,7 +65,7 @@ def _conv(
     ordered = tuple(options.get(name, default) for name, default in OPTIONS.items())
     operands = {"grad_output": gy, "input": x, "weight": w}
     call = find_grad_call(op, operands, ordered, as_wrt(wrt, ConvGrads._fields), backend)
-    return call(gy, x, w, num_threads=num_threads)  # type: ignore[operator]
+    return call(gy, x, w, num_threads=num_threads)
 
 
 def _deform(
@@ -84,7 +84,7 @@ def _deform(
     ordered = tuple(options.get(name, default) for name, default in OPTIONS.items())
     operands = {"grad_output": gy, "input": x, "weight": w, "offset": o, "mask": m}
     call = find_grad_call(op, operands, ordered, as_wrt(wrt, DeformGrads._fields), backend)
-    return call(gy, x, o, w, m, num_threads=num_threads)  # type: ignore[operator]
+    return call(gy, x, o, w, m, num_threads=num_threads)
 
 
 def conv1d(

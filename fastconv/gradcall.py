@@ -1,7 +1,8 @@
 """From arrays to gradients: the calls that one set of gradients is made of, remembered like any other call."""
 
 import math
-from collections.abc import Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ def as_wrt(value: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name in wanted)
 
 
-class GradCall:
+class GradCall(ABC):
     """What gradients of all kinds have in common: conversions around the kernels, and the bias.
 
     Attributes
@@ -124,6 +125,7 @@ class GradCall:
     """
 
     parts: dict[str, Any]
+    __call__: Callable[..., Any]
 
     def __init__(
         self,
@@ -142,9 +144,9 @@ class GradCall:
         self.result_dtype = result_dtype
         self.prepare(request)
 
+    @abstractmethod
     def prepare(self, request: Request) -> None:
         """Choose and build the kernels."""
-        raise NotImplementedError
 
     @property
     def table_bytes(self) -> int:

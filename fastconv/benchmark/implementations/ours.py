@@ -9,7 +9,7 @@ import fastconv
 
 from ... import config
 from ...call import OPERANDS, OPTIONS, Call, find_call
-from ..case import Case, Inapplicable, Runner
+from ..case import Case, Runner
 from . import PREPARED, STATELESS, Implementation
 
 BACKENDS = ("cython", "numba")
@@ -40,15 +40,11 @@ def build_plan(case: Case, threads: int, backend: str, layout: str) -> Runner:
 
 def build_gradient(case: Case, threads: int, backend: str, layout: str) -> Runner:
     """Return a call that gives the gradients of all operands."""
-    try:
-        from ... import grad  # type: ignore[attr-defined]
-    except ImportError:
-        raise Inapplicable("this version has no gradients") from None
     given = {
         name: array if name == "weight" else arranged(array, layout) for name, array in case.operands.items()
     }
     grad_output = arranged(case.grad_output, layout)
-    function = getattr(grad, case.workload.op)
+    function = getattr(fastconv.grad, case.workload.op)
     call = functools.partial(
         function, grad_output, **given, **case.options, wrt=case.wanted, backend=backend, layout=layout
     )

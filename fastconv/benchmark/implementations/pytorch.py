@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..case import Case, Inapplicable, Runner
 from . import PREPARED, STATELESS, Implementation
 
@@ -59,19 +57,6 @@ def build_deformable(case: Case, threads: int) -> Runner:
         return Runner(call, lambda found: [a.numpy() for a in found], "_deform_conv2d_backward")
     run = functools.partial(deform_conv2d, **operands, **case.options)
     return Runner(inference(torch, run), lambda y: [y.numpy()], "deform_conv2d")
-
-
-def gradients(case: Case, grad_output: np.ndarray, operands: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the gradients for arrays of any type: a reference where the package has none of its own."""
-    import torch
-
-    given = {name: torch.from_numpy(array) for name, array in operands.items()}
-    grad = torch.from_numpy(grad_output)
-    if case.workload.variant == "deform_conv":
-        return [a.numpy() for a in deformable_gradients(torch, case, grad, given)]
-    arrange = arranged(torch, case, "NCHW")
-    found = Geometry(case).backward(torch, *map(arrange, (grad, given["input"], given["weight"])))
-    return [unlifted(a, case).numpy() for a in found]
 
 
 def deformable_gradients(torch: Any, case: Case, grad: Any, operands: dict[str, Any]) -> list[Any]:
