@@ -7,15 +7,13 @@ import numpy as np
 
 from ..problem import Problem
 from .geometry import Axes, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
-from .program import K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
+from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["add_bias_only", "add_halo", "lower_dense"]
 
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
 SUMS_BYTES = 1 << 18
-# More tasks than this for an image are enough to keep threads busy.
-ENOUGH_TASKS = 8
 # Reading vectors in line space computes what lies between rows as well; beyond this, stitching is cheaper.
 MOST_RUBBISH = 1.35
 # With a smaller share of useful products, outputs at the borders are sums of their own, if those have pixels enough.

@@ -16,13 +16,12 @@ from .geometry import (
     output_strides,
     sums_of,
 )
-from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
+from .program import ENOUGH_TASKS, K_BLOCK, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise"]
 
 # The haloed rows of a band share L2 with its output.
 BAND_BYTES = 1 << 18
-ENOUGH_TASKS = 8
 # As in src/native.h: vectors of a strip (so many may be read behind the last pixel), pixels of a tile.
 STRIP = 8
 PIXELS = 4

@@ -17,6 +17,8 @@ __all__ = ["ACTIVATION_CODES", "WORDS", "Builder", "Engines", "Operand", "Words"
 
 # Partial sums stay small (and errors with them) and a panel of one tile's width stays in L1.
 K_BLOCK = 128
+# More tasks than this for an image are enough to keep threads busy.
+ENOUGH_TASKS = 8
 # Weights of one task of the packing stage, along k.
 PACK_PIECE = 128
 # Scratch of a chunk of images: half of a common L2 cache.

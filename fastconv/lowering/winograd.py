@@ -15,9 +15,9 @@ from ..problem import Problem
 from ..registry import Refusal
 from .dense import add_halo
 from .geometry import Axes, Axis, AxisSum, Image, axes_of, output_strides
-from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
+from .program import ENOUGH_TASKS, K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["EXACT_POINTS", "Filtering", "filtering_of"]
+__all__ = ["EXACT_POINTS", "Filtering", "filtering_of", "lower_winograd", "refuse_winograd"]
 
 # The algorithms F(m, r) of src/winograd.h: by the kernel r, the outputs m.
 OUTPUTS = {2: (3, 4), 3: (2, 3, 4), 5: (2,)}
@@ -26,10 +26,8 @@ EXACT_POINTS = 4
 # Transformed inputs and sums of a block of tiles that stay in L2, beside a panel of weights.
 L2_BYTES = 1 << 19
 MOST_TILES = 96
-# Tiles whose outputs leave together (src/winograd.h).
+# Tiles whose outputs leave together (src/native.h).
 LEAVING_TILES = 8
-# More tasks than this for an image are enough to keep threads busy.
-ENOUGH_TASKS = 8
 # Weights of one task of their transform, in channels.
 WEIGHT_PIECE = 32
 GFLOPS = 50.0
