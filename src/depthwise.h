@@ -1,108 +1,129 @@
 /* One input channel a group. There is no matrix product to block, so what counts is how often a value is moved. */
 
-INLINE void FN(strip_body)(const int vector_count, int64_t count, const real *x, const int64_t *restrict x_offsets, const real *w,
-                           const int64_t *restrict w_offsets, real *c, int64_t add)
-{
-    vec sum[STRIP];
-    UNROLL(8)
-    for (int v = 0; v < vector_count; v++)
-        sum[v] = (vec){0};
-    for (int64_t k = 0; k < count; k++) {
-        vec weight = FN(splat)(w[w_offsets[k]]);
-        const real *xk = x + x_offsets[k];
-        UNROLL(8)
-        for (int v = 0; v < vector_count; v++)
-            sum[v] = FN(fma)(weight, FN(load)(xk + v * LANES), sum[v]);
-    }
-    UNROLL(8)
-    for (int v = 0; v < vector_count; v++)
-        FN(store)(c + v * LANES, add ? FN(load)(c + v * LANES) + sum[v] : sum[v]);
-}
-
-static NOINLINE void FN(strip)(int64_t vectors, int64_t count, const real *x, const int64_t *x_offsets, const real *w,
-                               const int64_t *w_offsets, real *c, int64_t add)
-{
-#define CASE(V)                                                                                                        \
-    case V:                                                                                                            \
-        FN(strip_body)(V, count, x, x_offsets, w, w_offsets, c, add);                                                  \
-        break;
-    switch (vectors) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
-#undef CASE
-}
-
-/* The band of one channel in line space: in place if the array reaches far enough behind it, else a haloed copy. */
-INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
+/* One band of one channel in line space, in scratch whose zeros are there already: only what changes is written. */
+static void FN(fill_band)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
 {
     const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
     int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
-    if (a->direct) {
-        const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + STRIP * LANES;
-        if ((const real *)a->x_end - end >= 0)
-            return x + first_row * a->line_h;
-    }
     for (int64_t d = 0; d < a->lines_d; d++)
         for (int64_t p = 0; p < a->h_phases; p++)
             for (int64_t h = 0; h < lines; h++) {
                 int64_t from_d = map_d[d], from_h = map_h[p * a->h_lines + first_row + h];
-                FN(fill_row)(scratch + d * a->line_d + (p * a->band_lines + h) * a->line_h, a->line_phase,
-                             from_d < 0 || from_h < 0 ? 0 : x + from_d * a->x_d + from_h * a->x_h, a->x_w, a->w_phases, a->w_lines,
-                             (const int64_t *)a->map_w, (const int64_t *)a->runs);
+                real *to = scratch + d * a->line_d + (p * a->band_lines + h) * a->line_h;
+                const real *from = from_d < 0 || from_h < 0 ? 0 : x + from_d * a->x_d + from_h * a->x_h;
+                if (a->borders)
+                    FN(fill_row)(to, a->line_phase, from, a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
+                else
+                    FN(fill_runs)(to, a->line_phase, from, a->x_w, a->w_phases, (const int64_t *)a->runs);
             }
-    return scratch;
+}
+
+/* The band of a task: read in place if nothing is padded and the array reaches far enough behind it. */
+INLINE const real *FN(band_in_place)(const depthwise_planes_words *a, const real *x, int64_t first_row)
+{
+    int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
+    const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + LANES;
+    return a->direct && (const real *)a->x_end - end >= 0 ? x + first_row * a->line_h : 0;
+}
+
+/* A row of tiles of so many rows. The last tile overlaps the one before, where the rows are long enough. */
+static void FN(row_of_tiles)(const plane_sum_words *sum, int64_t rows, const real *x, const real *w, real bias,
+                             int64_t activation, real *y, int64_t y_row)
+{
+    static const int64_t most[] = {0, 3, 2, 1, 1, 0, 0, 0, 0};
+    real c[8 * (VEC_BYTES / sizeof(real))];
+    int64_t n = sum->n_w, simple = activation <= RELU6, direct = simple && sum->y_w == 1;
+    for (int64_t at = 0; at < n;) {
+        int64_t left = n - at, size = most[rows], width = LANES, part = 0;
+        FN(columns_fn) tile = 0;
+        if (left >= LANES) {
+            while (LANES << size > left)
+                size--;
+            width = LANES << size;
+            tile = FN(columns)[rows][size];
+        } else {
+            tile = FN(columns)[rows][0];
+#ifdef HALF
+            if (left <= LANES / 2) {
+                width = LANES / 2;
+                tile = HALF_FN(columns)[rows][0];
+            }
+#endif
+            if (n >= width)
+                at = n - width;
+            else
+                part = left;
+        }
+        if (direct && (!part || (ISA_LEVEL == 2 && width == LANES))) {
+            tile(sum, x + at, w, bias, activation, y + at, y_row, part);
+        } else {
+            int64_t count = part ? part : width;
+            tile(sum, x + at, w, bias, simple ? activation : LINEAR, c, width, 0);
+            if (!simple)
+                FN(finish_row)(c, rows * width, 0, activation);
+            for (int64_t r = 0; r < rows; r++) {
+                real *cr = c + r * width, *yr = y + r * y_row + at * sum->y_w;
+                if (sum->y_w == 1)
+                    FN(copy)(yr, cr, count);
+                else
+                    for (int64_t i = 0; i < count; i++)
+                        yr[i * sum->y_w] = cr[i];
+            }
+        }
+        at += width;
+    }
+}
+
+/* All rows of one plane of a band. Rows of a tile lie row_step apart, so that they share what they load. */
+static void FN(sum_plane)(const plane_sum_words *sum, int64_t rows, const real *x, int64_t x_h, const real *w, real bias,
+                          int64_t activation, real *y)
+{
+    int64_t step = sum->row_step;
+    for (int64_t first = 0; first < step && first < rows; first++) {
+        int64_t left = (rows - first + step - 1) / step, h = first;
+        for (int64_t tiles = (left + 7) / 8; tiles > 0; tiles--) {
+            int64_t some = (left + tiles - 1) / tiles;
+            FN(row_of_tiles)(sum, some, x + h * x_h, w, bias, activation, y + h * sum->y_h, step * sum->y_h);
+            left -= some;
+            h += some * step;
+        }
+    }
 }
 
 static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const depthwise_planes_words *a = (const depthwise_planes_words *)words;
-    const sum_words *sums = (const sum_words *)a->sums;
-    real c[STRIP * (VEC_BYTES / sizeof(real))];
-    FN(run) run;
-    for (int64_t task = begin; task < end; task++) {
+    const plane_sum_words *sums = (const plane_sum_words *)a->sums;
+    real *scratch = (real *)(a->work + thread * a->work_stride);
+    const real *lines = 0, *next = 0;
+    FN(clear)(scratch, 2 * a->band_size);
+    for (int64_t task = begin - 1; task < end; task++, lines = next) {
+        /* The band after this one is copied first: its stores have time to land while this one is summed. */
+        if (task + 1 < end) {
+            int64_t first_row = (task + 1) % a->bands * a->band, plane = (task + 1) / a->bands;
+            const real *x = (const real *)a->x + plane / a->channels * a->x_image + plane % a->channels * a->x_channel;
+            next = FN(band_in_place)(a, x, first_row);
+            if (!next) {
+                real *to = scratch + ((task + 1) & 1) * a->band_size;
+                FN(fill_band)(a, x, first_row, to);
+                next = to;
+            }
+        }
+        if (task < begin)
+            continue;
         int64_t first_row = task % a->bands * a->band, rest = task / a->bands;
         int64_t channel = rest % a->channels, image = rest / a->channels;
-        const real *lines = FN(band_lines)(a, (const real *)a->x + image * a->x_image + channel * a->x_channel, first_row,
-                                           (real *)(a->work + thread * a->work_stride));
         for (int64_t s = 0; s < a->sum_count; s++) {
-            const sum_words *sum = sums + s;
+            const plane_sum_words *sum = sums + s;
             int64_t rows = sum->n_h - first_row < a->band ? sum->n_h - first_row : a->band;
-            if (rows <= 0)
-                continue;
-            /* All rows of the band are one strip of line space: what lies between two rows is computed and
-             * dropped, so that narrow images fill the vectors too. */
-            int64_t length = (rows - 1) * sum->x_h + sum->n_w;
-            for (int64_t m = 0; m < a->multiplier; m++)
-                for (int64_t d = 0; d < sum->n_d; d++) {
-                    int64_t o = channel * a->multiplier + m;
-                    const real *w = (const real *)a->w + o * a->kernel_taps;
-                    const real *x = lines + sum->x + d * sum->x_d;
-                    real bias = a->b ? ((const real *)a->b)[o] : 0;
-                    real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sum->y + d * sum->y_d + first_row * sum->y_h;
-                    int64_t h = 0, left = 0; /* the row at `at`, and how much of it has been written */
-                    for (int64_t at = 0; at < length; at += STRIP * LANES) {
-                        int64_t count = length - at < STRIP * LANES ? length - at : STRIP * LANES, k = 0;
-                        do {
-                            int64_t taps = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
-                            FN(strip)((count + LANES - 1) / LANES, taps, x + at, (const int64_t *)sum->x_offsets + k, w,
-                                      (const int64_t *)sum->w_offsets + k, c, k > 0);
-                            k += taps;
-                        } while (k < sum->taps);
-                        if (a->b || a->activation)
-                            FN(finish_row)(c, count, bias, a->activation);
-                        while (h < rows) {
-                            run.at = h * sum->x_h + left - at;
-                            if (run.at >= count)
-                                break;
-                            run.count = sum->n_w - left < count - run.at ? sum->n_w - left : count - run.at;
-                            run.y = h * sum->y_h + left * sum->y_w;
-                            FN(store_rows)(c, 0, 1, &run, 1, y, 0, sum->y_w);
-                            left += run.count;
-                            if (left < sum->n_w)
-                                break;
-                            left = 0;
-                            h++;
-                        }
-                    }
-                }
+            for (int64_t m = 0; m < a->multiplier; m++) {
+                int64_t o = channel * a->multiplier + m;
+                const real *w = (const real *)a->w + o * a->kernel_taps;
+                real bias = a->b ? ((const real *)a->b)[o] : 0;
+                real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sum->y + first_row * sum->y_h;
+                for (int64_t d = 0; d < sum->n_d; d++)
+                    FN(sum_plane)(sum, rows, lines + d * a->line_d, a->line_h, w, bias, a->activation, y + d * sum->y_d);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 #include "halo.h"
 #include "pack.h"
 #include "dense.h"
+#include "columns.h"
 #include "depthwise.h"
 #include "deform.h"
 
@@ -14,6 +15,7 @@ static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pac
 #undef real
 #undef int_of_real
 #undef FN
+#undef HALF_FN
 #undef vec
 #undef loose_vec
 #undef ivec

@@ -1,5 +1,20 @@
 /* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
 
+/* n elements of a source, `step` apart. */
+INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
+{
+    if (step == 1) {
+        FN(copy)(y, x, n);
+        return;
+    }
+    int64_t i = 0;
+    if (step == 2) /* one element less than two vectors hold may be left of the source */
+        for (; n - i > LANES; i += LANES)
+            FN(store)(y + i, FN(load_even)(x + i * 2));
+    for (; i < n; i++)
+        y[i] = x[i * step];
+}
+
 /* One row of a plane: each W phase in turn. A phase is a run through the source in equal steps, with whatever
  * padding asks for on both sides of it. A row that lies in the padding (source null) is zero. */
 static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, int64_t phases, int64_t lines,
@@ -10,22 +25,22 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
             FN(clear)(y, lines);
             continue;
         }
-        int64_t begin = runs[0], end = runs[1], first = runs[2], step = runs[3] * x_w;
-        const real *run = x + first * x_w;
-        for (int64_t i = 0; i < begin; i++)
+        for (int64_t i = 0; i < runs[0]; i++)
             y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
-        if (step == 1)
-            FN(copy)(y + begin, run, end - begin);
-        else {
-            int64_t i = begin;
-            if (step == 2) /* one element less than two vectors hold may be left of the source */
-                for (; end - i > LANES; i += LANES)
-                    FN(store)(y + i, FN(load_even)(run + (i - begin) * 2));
-            for (; i < end; i++)
-                y[i] = run[(i - begin) * step];
-        }
-        for (int64_t i = end; i < lines; i++)
+        FN(copy_steps)(y + runs[0], x + runs[2] * x_w, runs[3] * x_w, runs[1] - runs[0]);
+        for (int64_t i = runs[1]; i < lines; i++)
             y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
+    }
+}
+
+/* The same where nothing but zeros lies around the runs, and is there already. */
+static void FN(fill_runs)(real *y, int64_t y_phase, const real *x, int64_t x_w, int64_t phases, const int64_t *runs)
+{
+    for (int64_t p = 0; p < phases; p++, y += y_phase, runs += 4) {
+        if (x)
+            FN(copy_steps)(y + runs[0], x + runs[2] * x_w, runs[3] * x_w, runs[1] - runs[0]);
+        else
+            FN(clear)(y + runs[0], runs[1] - runs[0]);
     }
 }
 

@@ -42,8 +42,7 @@
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
-/* Depthwise tiles: vectors of pixels in planes; pixels, and vectors of channels, with channels last. */
-#define STRIP 8
+/* Depthwise tiles with channels last: pixels, and vectors of channels. */
 #define PIXELS 4
 #define PIXEL_VECTORS 4
 
@@ -101,6 +100,7 @@ typedef struct {
 #pragma GCC target("avx,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 #define ISA avx512
+#define HALF avx2
 #define ISA_LEVEL 2
 #define VEC_BYTES 64
 #define MANY_REGISTERS 1

@@ -4,6 +4,7 @@
  *   ISA         the suffix of the instruction set: baseline, avx2, avx512
  *   ISA_LEVEL   0, 1 or 2 for the same
  *   VEC_BYTES   width of a vector register
+ *   HALF        if defined: an instruction set with vectors of half the width that rounds alike
  *   IS_FLOAT    1 for float, 0 for double
  * GNU vector extensions carry one text through all of them; only the fused multiply-add and the masked tails
  * are spelled out, so that every instantiation rounds alike (the compiler contracts nothing by itself).
@@ -17,6 +18,14 @@
 #define real double
 #define int_of_real int64_t
 #define FN(name) JOIN(name, f64, ISA)
+#endif
+
+#ifdef HALF
+#if IS_FLOAT
+#define HALF_FN(name) JOIN(name, f32, HALF)
+#else
+#define HALF_FN(name) JOIN(name, f64, HALF)
+#endif
 #endif
 
 #define vec FN(vec)
@@ -97,15 +106,20 @@ INLINE void FN(store_part)(real *p, vec v, int64_t n)
 #endif
 }
 
-/* Exactly n elements, of arrays that do not overlap. */
+/* Exactly n elements, of arrays that do not overlap. The last vector overlaps the one before it. */
 INLINE void FN(copy)(real *restrict y, const real *restrict x, int64_t n)
 {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         FN(store)(y + i, FN(load)(x + i));
+    if (i == n)
+        return;
+    if (i > 0) {
+        FN(store)(y + n - LANES, FN(load)(x + n - LANES));
+        return;
+    }
 #if ISA_LEVEL == 2
-    if (i < n)
-        FN(store_part)(y + i, FN(load_part)(x + i, n - i), n - i);
+    FN(store_part)(y, FN(load_part)(x, n), n);
 #else
     for (; i < n; i++)
         y[i] = x[i];

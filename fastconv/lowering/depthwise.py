@@ -1,5 +1,7 @@
 """One input channel a group, with any channel multiplier, plain or transposed."""
 
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,9 @@ from ..problem import Problem
 from .dense import add_bias_only, add_halo
 from .geometry import (
     Axes,
+    AxisSum,
     Image,
+    Sums,
     axes_of,
     convolution_axis,
     input_strides,
@@ -20,11 +24,15 @@ from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise"]
 
-# The haloed rows of a band share L2 with its output.
-BAND_BYTES = 1 << 18
+# Two bands lie in L1: one is summed while the next is copied.
+BAND_BYTES = 12 << 10
 ENOUGH_TASKS = 8
-# As in src/native.h: vectors of a strip (so many may be read behind the last pixel), pixels of a tile.
-STRIP = 8
+# As in src/columns.h: rows of a tile, taps of a column.
+TILE_ROWS = 8
+MAX_TAPS = 5
+# Rows of a tile that make it worth while to lie a dilation apart.
+MIN_ROWS = 4
+# As in src/native.h: pixels of a tile with channels last.
 PIXELS = 4
 GFLOPS = 20.0
 
@@ -42,7 +50,7 @@ def lower_depthwise(problem: Problem, engines: Engines) -> Any:
         tile = f"{PIXELS} pixels x {4 * b.lanes} channels"
     else:
         _lower_planes(b, axes)
-        tile = f"{STRIP * b.lanes} pixels"
+        tile = f"{TILE_ROWS} rows x {b.lanes} pixels"
     return b.finish(problem.flops / problem.batch / GFLOPS if problem.batch else 0, tile)
 
 
@@ -50,24 +58,24 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     p = b.problem
     d, h, w = axes
     direct = all(axis.is_identity for axis in axes)
-    rows = max(s.count for s in h.sums)
-    band = _band(b, axes, rows, direct)
-    band_lines = h.lines if band == rows else min(band + h.reach, h.lines)
-    image = Image.of(axes, 1, h.lines if direct else band_lines)
+    band = _band(b, axes, direct)
+    band_lines = min(band + h.reach, h.lines)
+    # In scratch, rows begin on a vector.
+    image = Image.of(axes, 1, h.lines if direct else band_lines, 1 if direct else b.lanes)
     y_image, y_channel, y_d, y_h, y_w = output_strides(p)
     source = input_strides(p)
     records = []
     for s in sums_of(axes):
-        kernel = kernel_index(axes, s)
+        columns = _columns(axes, s, image, band)
         records.append(
-            dict.fromkeys(("task_begin", "w", "w_group", "w_block", "x"), 0)
-            | {
-                "taps": len(kernel),
-                "x_offsets": b.table(image.tap_offsets(s)),
-                "w_offsets": b.table(kernel),
-                "x_d": image.d,
-                "x_h": image.h,
-                "x_w": 1,
+            {
+                "x_offsets": b.table(columns.x_offsets),
+                "w_offsets": b.table(columns.w_offsets),
+                "groups": b.records("group", columns.groups),
+                "group_count": len(columns.groups),
+                "x_row": columns.row_step * image.h,
+                "w_step": columns.w_step,
+                "row_step": columns.row_step,
                 "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
@@ -77,16 +85,20 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
                 "n_w": s[2].count,
             }
         )
+    runs = w.runs()
+    before = -int(runs[0, 0]) % b.lanes  # so that the first run begins on a vector
+    band_size = round_up(image.size + 2 * b.lanes, b.lanes)
+    work = b.thread(before + 2 * band_size)
     if not direct:
-        b.copies.append(f"haloed rows: {image.size * b.itemsize / 1e3:.3g} kB a thread")
-    bands = -(-rows // band)
+        b.copies.append(f"haloed rows: {2 * image.size * b.itemsize / 1e3:.3g} kB a thread")
+    bands = -(-max(s.count for s in h.sums) // band)
     words: Words = dict(
         x=b.operand("input"),
         x_end=Operand("input_end"),
         w=Operand("weight"),
         b=b.operand("bias"),
         y=b.operand("output"),
-        work=b.thread(image.size + 2 * STRIP * b.lanes),
+        work=Operand(work.name, 0, before * b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         x_image=source[0],
@@ -109,29 +121,99 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         map_d=b.table(d.map),
         map_h=b.table(h.map),
         map_w=b.table(w.map),
-        runs=b.table(w.runs()),
+        runs=b.table(runs),
+        borders=int(w.has_borders),
         line_d=image.d,
         line_phase=image.phase,
         line_h=image.h,
-        sums=b.records("sum", records),
+        band_size=band_size,
+        sums=b.records("plane_sum", records),
         sum_count=len(records),
         kernel_taps=p.taps,
-        k_block=K_BLOCK,
         activation=b.engines.activation(p),
         direct=int(direct),
     )
     b.stage("depthwise_planes", p.in_channels * bands, words)
 
 
-def _band(b: Builder, axes: Axes, rows: int, direct: bool) -> int:
-    """Output rows of a task: all, unless the halo would leave L2 or there would be too few tasks."""
+@dataclass(frozen=True)
+class Columns:
+    """Taps in columns, as the words of a plane sum have them."""
+
+    x_offsets: np.ndarray
+    w_offsets: np.ndarray
+    groups: list[dict[str, int]]
+    row_step: int
+    w_step: int
+
+
+def _columns(axes: Axes, sums: Sums, image: Image, band: int) -> Columns:
+    """Put the taps of a sum into columns whose taps lie as far apart as the rows of a tile."""
+    d, h, w = sums
+    row_step, tap_step, runs = _runs(h, min(band, h.count))
+    along_d = (d.phases * image.lines_d + d.offsets) * image.d
+    along_w = w.phases * image.phase + w.offsets
+    kh, kw = axes[1].kernel, axes[2].kernel
+    x_offsets, w_offsets, groups = [], [], []
+    in_block = 0
+    for taps in sorted({len(run) for run in runs}):
+        starts = [run[0] for run in runs if len(run) == taps]
+        along_h = (h.phases[starts] * image.lines_h + h.offsets[starts]) * image.h
+        x = (along_d[:, None, None] + along_h[:, None] + along_w).ravel()
+        kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps).ravel()
+        x_offsets.append(x)
+        w_offsets.append(kernel)
+        left = len(x)
+        while left:
+            some = min((K_BLOCK - in_block) // taps, left)
+            if some == 0:
+                groups[-1]["ends_block"], in_block = 1, 0
+                continue
+            groups.append({"taps": taps, "columns": some, "ends_block": 0})
+            in_block += some * taps
+            left -= some
+    return Columns(np.concatenate(x_offsets), np.concatenate(w_offsets), groups, row_step, tap_step * kw)
+
+
+def _runs(h: AxisSum, rows: int) -> tuple[int, int, list[list[int]]]:
+    """Return (lines between neighbouring rows of a tile, kernel rows between taps of a run, runs of taps)."""
+    order = np.lexsort((h.offsets, h.phases))
+    pairs = [
+        (int(h.offsets[j] - h.offsets[i]), int(h.taps[j] - h.taps[i]))
+        for i, j in itertools.pairwise(order)
+        if h.phases[i] == h.phases[j]
+    ]
+    row_step, tap_step = max(set(pairs), key=pairs.count) if pairs else (1, 1)
+    if rows // row_step < MIN_ROWS and row_step > 1:
+        # Too few rows would share what they load: tiles of neighbouring rows, each tap by itself.
+        return 1, 1, [[i] for i in order]
+    runs: list[list[int]] = []
+    for i in order:
+        last = runs[-1][-1] if runs else None
+        if (
+            last is not None
+            and h.phases[i] == h.phases[last]
+            and (h.offsets[i] - h.offsets[last], h.taps[i] - h.taps[last]) == (row_step, tap_step)
+        ):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    pieces = [np.array_split(run, -(-len(run) // MAX_TAPS)) for run in runs]
+    return row_step, tap_step, [list(piece) for run in pieces for piece in run]
+
+
+def _band(b: Builder, axes: Axes, direct: bool) -> int:
+    """Output rows of a task: all, unless two bands would leave L1 or there would be too few tasks."""
     d, h, w = axes
+    rows = max(s.count for s in h.sums)
     if direct and d.lines > 1:
         return rows  # the copy at the end of the array has the strides of the whole image
-    line = d.map.size * w.map.size * h.phases * b.itemsize
-    most = max(BAND_BYTES // line - h.reach, 4 + h.reach // 2)
+    line = d.map.size * w.phases * round_up(w.lines, b.lanes) * h.phases * b.itemsize
+    most = max(BAND_BYTES // line - h.reach, TILE_ROWS, h.reach)
     bands = max(-(-rows // most), min(ENOUGH_TASKS // b.problem.in_channels, rows // (8 + 4 * h.reach)), 1)
-    return -(-rows // bands)
+    # Whole tiles, where that costs no further band.
+    band = -(-rows // bands)
+    return min(round_up(band, TILE_ROWS), rows)
 
 
 def _lower_pixels(b: Builder, axes: Axes) -> None:

@@ -80,6 +80,12 @@ class Axis:
             self.phases == 1 and self.lines == self.size and np.array_equal(self.map[0], np.arange(self.size))
         )
 
+    @property
+    def has_borders(self) -> bool:
+        """Whether lines outside the runs hold something else than zeros."""
+        runs = self.runs()
+        return any((np.delete(line, np.s_[run[0] : run[1]]) >= 0).any() for line, run in zip(self.map, runs, strict=True))
+
     def runs(self) -> np.ndarray:
         """For each phase (begin, end, first, step): lines begin..end read the source in equal steps."""
         found = np.zeros((self.phases, 4), np.int64)
@@ -210,11 +216,14 @@ class Image:
     lines_h: int
 
     @classmethod
-    def of(cls, axes: Axes, pixel: int, lines_h: int | None = None) -> "Image":
-        """Lay out the lines of three axes, `pixel` elements each; `lines_h` if only a band is kept."""
+    def of(cls, axes: Axes, pixel: int, lines_h: int | None = None, align: int = 1) -> "Image":
+        """Lay out the lines of three axes, `pixel` elements each; `lines_h` if only a band is kept.
+
+        Rows are `align` elements apart, or a multiple of that.
+        """
         d, h, w = axes
         lines_h = h.lines if lines_h is None else lines_h
-        row = w.lines * pixel
+        row = -(-w.lines * pixel // align) * align
         phase = h.phases * lines_h * row
         return cls(
             w.phases * phase, phase, row, pixel, d.phases * d.lines * w.phases * phase, d.lines, lines_h

@@ -37,8 +37,10 @@ _DENSE = (
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs "
-    "line_d line_phase line_h sums sum_count kernel_taps k_block activation direct"
+    "borders line_d line_phase line_h band_size sums sum_count kernel_taps activation direct"
 )
+_PLANE_SUM = "x_offsets w_offsets groups group_count x_row w_step row_step y y_d y_h y_w n_d n_h n_w"
+_GROUP = "taps columns ends_block"
 _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
     "activation"
@@ -58,6 +60,8 @@ WORDS = {
     "pack": tuple(_PACK.split()),
     "dense": tuple(_DENSE.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
+    "plane_sum": tuple(_PLANE_SUM.split()),
+    "group": tuple(_GROUP.split()),
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "deform": tuple(_DEFORM.split()),
