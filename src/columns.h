@@ -19,12 +19,12 @@ INLINE void FN(add_columns)(const int rows, const int vectors, const int taps, i
         vec weight[MAX_ROWS];
         UNROLL(8)
         for (int j = 0; j < taps; j++, wk += w_step)
-            weight[j] = FN(splat)(*wk);
+            weight[j] = FN(held)(FN(splat)(*wk));
         UNROLL(16)
         for (int i = 0; i < rows + taps - 1; i++, xi += x_row) {
             UNROLL(8)
             for (int v = 0; v < vectors; v++) {
-                vec value = FN(load)(xi + v * LANES);
+                vec value = FN(held)(FN(load)(xi + v * LANES));
                 UNROLL(8)
                 for (int j = 0; j < taps; j++)
                     if (i - j >= 0 && i - j < rows)

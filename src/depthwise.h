@@ -1,21 +1,39 @@
 /* One input channel a group. There is no matrix product to block, so what counts is how often a value is moved. */
 
-/* One band of one channel in line space, in scratch whose zeros are there already: only what changes is written. */
+/* One band of one channel in line space. Scratch is zero before the first band, and most of its zeros stay. */
 static void FN(fill_band)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
 {
-    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
+    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h, *runs_h = (const int64_t *)a->runs_h;
     int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
     for (int64_t d = 0; d < a->lines_d; d++)
-        for (int64_t p = 0; p < a->h_phases; p++)
-            for (int64_t h = 0; h < lines; h++) {
-                int64_t from_d = map_d[d], from_h = map_h[p * a->h_lines + first_row + h];
-                real *to = scratch + d * a->line_d + (p * a->band_lines + h) * a->line_h;
-                const real *from = from_d < 0 || from_h < 0 ? 0 : x + from_d * a->x_d + from_h * a->x_h;
-                if (a->borders)
-                    FN(fill_row)(to, a->line_phase, from, a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
-                else
-                    FN(fill_runs)(to, a->line_phase, from, a->x_w, a->w_phases, (const int64_t *)a->runs);
+        for (int64_t p = 0; p < a->h_phases; p++) {
+            real *to = scratch + d * a->line_d + p * a->band_lines * a->line_h;
+            if (a->borders) {
+                for (int64_t h = 0; h < lines; h++) {
+                    int64_t from_h = map_h[p * a->h_lines + first_row + h];
+                    FN(fill_row)(to + h * a->line_h, a->line_phase, map_d[d] < 0 || from_h < 0 ? 0 : x + map_d[d] * a->x_d + from_h * a->x_h,
+                                 a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
+                }
+                continue;
             }
+            if (map_d[d] < 0)
+                continue;
+            /* All rows that are no padding are one run; where the others were written by another band they are cleared. */
+            const int64_t *run_h = runs_h + 4 * p, *run = (const int64_t *)a->runs;
+            int64_t begin = run_h[0] - first_row, end = run_h[1] - first_row;
+            begin = begin < 0 ? 0 : begin < lines ? begin : lines;
+            end = end < begin ? begin : end < lines ? end : lines;
+            const real *from = x + map_d[d] * a->x_d + (run_h[2] + (first_row + begin - run_h[0]) * run_h[3]) * a->x_h;
+            for (int64_t q = 0; q < a->w_phases; q++, to += a->line_phase, run += 4) {
+                if (a->bands > 1 && begin > 0)
+                    FN(clear)(to, begin * a->line_h);
+                if (a->bands > 1 && end < lines)
+                    FN(clear)(to + end * a->line_h, (lines - end) * a->line_h);
+                if (run[1] > run[0])
+                    FN(copy_rows)(to + begin * a->line_h + run[0], a->line_h, from + run[2] * a->x_w, run_h[3] * a->x_h, run[3] * a->x_w,
+                                  end - begin, run[1] - run[0]);
+            }
+        }
 }
 
 /* The band of a task: read in place if nothing is padded and the array reaches far enough behind it. */

@@ -10,7 +10,7 @@ INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
     int64_t i = 0;
     if (step == 2) /* one element less than two vectors hold may be left of the source */
         for (; n - i > LANES; i += LANES)
-            FN(store)(y + i, FN(load_even)(x + i * 2));
+            FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
     for (; i < n; i++)
         y[i] = x[i * step];
 }
@@ -33,14 +33,25 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
     }
 }
 
-/* The same where nothing but zeros lies around the runs, and is there already. */
-static void FN(fill_runs)(real *y, int64_t y_phase, const real *x, int64_t x_w, int64_t phases, const int64_t *runs)
+/* Rows of n elements, `step` apart in the source. Zeros fill the last vector of a row. */
+static void FN(copy_rows)(real *y, int64_t y_row, const real *x, int64_t x_row, int64_t step, int64_t rows, int64_t n)
 {
-    for (int64_t p = 0; p < phases; p++, y += y_phase, runs += 4) {
-        if (x)
-            FN(copy_steps)(y + runs[0], x + runs[2] * x_w, runs[3] * x_w, runs[1] - runs[0]);
-        else
-            FN(clear)(y + runs[0], runs[1] - runs[0]);
+    int64_t whole = (n - 1) / LANES * LANES, rest = n - whole, first = 2 * rest - 1 < LANES ? 2 * rest - 1 : LANES;
+    for (; rows > 0; rows--, y += y_row, x += x_row) {
+        if (ISA_LEVEL == 0 || step > 2) {
+            FN(copy_steps)(y, x, step, n);
+        } else if (step == 1) {
+            for (int64_t i = 0; i < whole; i += LANES)
+                FN(store)(y + i, FN(held)(FN(load)(x + i)));
+            FN(store)(y + whole, FN(load_part)(x + whole, rest));
+        } else {
+            for (int64_t i = 0; i < whole; i += LANES)
+                FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
+            /* Behind the last element there may be nothing to read. */
+            const real *last = x + 2 * whole;
+            vec a = FN(load_part)(last, first), b = first < LANES || rest * 2 - 1 == LANES ? (vec){0} : FN(load_part)(last + LANES, 2 * rest - 1 - LANES);
+            FN(store)(y + whole, FN(evens)(a, b));
+        }
     }
 }
 

@@ -71,7 +71,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(channels) W(multiplier)                                                                                          \
     W(bands) W(band)           /* output rows of a band, in every sum */                                               \
     W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
-    W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
+    W(map_d) W(map_h) W(map_w) W(runs_h) W(runs)                                                                       \
     W(borders)                 /* whether something else than zeros lies around the runs */                            \
     W(line_d) W(line_phase) W(line_h) W(band_size) /* strides of the scratch, and size of a band in it */              \
     W(sums) W(sum_count) W(kernel_taps) W(activation)                                                                  \

@@ -40,6 +40,19 @@ typedef int_of_real ivec __attribute__((vector_size(VEC_BYTES)));
 INLINE vec FN(load)(const real *p) { return *(const loose_vec *)p; }
 INLINE void FN(store)(real *p, vec v) { *(loose_vec *)p = v; }
 
+/* A vector that several instructions use and that is to be loaded once, not by each of them. */
+INLINE vec FN(held)(vec v)
+{
+#if ISA_LEVEL == 2
+    __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#endif
+    return v;
+}
+
 /* x - 0 and not 0 + x, which would turn -0 into 0. */
 INLINE vec FN(splat)(real x) { return x - (vec){0}; }
 
@@ -64,10 +77,9 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 #endif
 }
 
-/* Every second one of 2 * LANES elements. */
-INLINE vec FN(load_even)(const real *p)
+/* Every second lane of two vectors. */
+INLINE vec FN(evens)(vec a, vec b)
 {
-    vec a = FN(load)(p), b = FN(load)(p + LANES);
 #if VEC_BYTES == 64 && IS_FLOAT
     return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 #elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
@@ -86,6 +98,10 @@ INLINE vec FN(load_part)(const real *p, int64_t n)
     return (vec)_mm512_maskz_loadu_ps((__mmask16)(0xffffu >> (16 - n)), p);
 #elif ISA_LEVEL == 2
     return (vec)_mm512_maskz_loadu_pd((__mmask8)(0xffu >> (8 - n)), p);
+#elif ISA_LEVEL == 1 && IS_FLOAT
+    return (vec)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+#elif ISA_LEVEL == 1
+    return (vec)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
 #else
     real part[VEC_BYTES / sizeof(real)] = {0};
     for (int64_t i = 0; i < n; i++)

@@ -36,7 +36,7 @@ _DENSE = (
 )
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
-    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs "
+    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs_h runs "
     "borders line_d line_phase line_h band_size sums sum_count kernel_taps activation direct"
 )
 _PLANE_SUM = "x_offsets w_offsets groups group_count x_row w_step row_step y y_d y_h y_w n_d n_h n_w"
