@@ -4,18 +4,30 @@
  * rows of the tile that read it: 8 rows of a 3x3 kernel take 10 loads for 24 products. Strides, dilations and phases
  * only change which taps make a column (lowering/depthwise.py). Each K block is summed from zero, and the order
  * does not depend on where a tile lies.
+ *
+ * What is not needed before the end comes in a struct: with all of it in registers, compilers park addresses in
+ * vector registers, and fetching them back waits behind the products of the tile before (3x3 took twice as long).
  */
 
 #define MAX_ROWS 8
 #define MAX_VECTORS 8
 
+/* Sums of the K blocks before this one (or null) are added, then bias and RELU or RELU6, if that is the activation. */
+typedef struct {
+    real *y;
+    int64_t y_row, part; /* part: elements of the only vector, if not all */
+    const real *total;
+    real bias;
+    int activation;
+} FN(way_out);
+
 /* acc[r][v] += w[j * w_step] * x[(r + j) * x_row + v * LANES], for the taps j of each column. */
-INLINE void FN(add_columns)(const int rows, const int vectors, const int taps, int64_t columns, const int64_t *x_offsets,
-                            const int64_t *w_offsets, const real *x, int64_t x_row, const real *w, int64_t w_step,
-                            vec acc[MAX_ROWS][MAX_VECTORS])
+INLINE const int64_t *FN(add_columns)(const int rows, const int vectors, const int taps, const int64_t *column, const real *x,
+                                      int64_t x_row, const real *w, int64_t w_step, vec acc[MAX_ROWS][MAX_VECTORS])
 {
-    for (int64_t k = 0; k < columns; k++) {
-        const real *xi = x + x_offsets[k], *wk = w + w_offsets[k];
+    const int64_t *end = column + column[1];
+    for (column += 2; column < end; column += 2) {
+        const real *xi = x + column[0], *wk = w + column[1];
         vec weight[MAX_ROWS];
         UNROLL(8)
         for (int j = 0; j < taps; j++, wk += w_step)
@@ -32,56 +44,41 @@ INLINE void FN(add_columns)(const int rows, const int vectors, const int taps, i
             }
         }
     }
+    return column;
 }
 
-INLINE void FN(columns_body)(const int rows, const int vectors, const plane_sum_words *a, const real *x, const real *w,
-                             real bias, int64_t activation, real *y, int64_t y_row, int64_t part)
+/* Sum one K block and return where the next one begins. */
+INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const int64_t *group, const real *x, int64_t x_row,
+                                       const real *w, int64_t w_step, const FN(way_out) *out)
 {
-    vec acc[MAX_ROWS][MAX_VECTORS], total[MAX_ROWS * MAX_VECTORS];
-    const int64_t *x_offsets = (const int64_t *)a->x_offsets, *w_offsets = (const int64_t *)a->w_offsets;
-    const group_words *group = (const group_words *)a->groups;
-    int64_t x_row = a->x_row, w_step = a->w_step;
-    int blocks = 0;
+    vec acc[MAX_ROWS][MAX_VECTORS];
     UNROLL(8)
     for (int r = 0; r < rows; r++) {
         UNROLL(8)
         for (int v = 0; v < vectors; v++)
             acc[r][v] = (vec){0};
     }
-    for (int64_t g = 0; g < a->group_count; g++, group++) {
-        int64_t columns = group->columns;
+    for (;;) {
 #define CASE(TAPS)                                                                                                     \
     case TAPS:                                                                                                         \
-        FN(add_columns)(rows, vectors, TAPS, columns, x_offsets, w_offsets, x, x_row, w, w_step, acc);                 \
-        break;
-        switch (group->taps) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) }
+        group = FN(add_columns)(rows, vectors, TAPS, group, x, x_row, w, w_step, acc);                                 \
+        continue;
+        switch (group[0]) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) }
 #undef CASE
-        x_offsets += columns;
-        w_offsets += columns;
-        if (!group->ends_block)
-            continue;
-        UNROLL(8)
-        for (int r = 0; r < rows; r++) {
-            UNROLL(8)
-            for (int v = 0; v < vectors; v++) {
-                vec *t = total + r * vectors + v;
-                *t = blocks ? *t + acc[r][v] : acc[r][v];
-                acc[r][v] = (vec){0};
-            }
-        }
-        blocks = 1;
+        break;
     }
+    vec bias = FN(splat)(out->bias);
     UNROLL(8)
     for (int r = 0; r < rows; r++) {
         UNROLL(8)
         for (int v = 0; v < vectors; v++) {
-            if (blocks)
-                acc[r][v] = total[r * vectors + v] + acc[r][v];
+            if (out->total)
+                acc[r][v] = FN(load)(out->total + (r * vectors + v) * LANES) + acc[r][v];
             acc[r][v] += bias;
         }
     }
-    if (activation) {
-        vec zero = {0}, most = FN(splat)(activation == RELU6 ? (real)6 : (real)INFINITY);
+    if (out->activation) {
+        vec zero = {0}, most = FN(splat)(out->activation == RELU6 ? (real)6 : (real)INFINITY);
         UNROLL(8)
         for (int r = 0; r < rows; r++) {
             UNROLL(8)
@@ -91,6 +88,8 @@ INLINE void FN(columns_body)(const int rows, const int vectors, const plane_sum_
             }
         }
     }
+    real *y = out->y;
+    int64_t y_row = out->y_row, part = out->part;
     UNROLL(8)
     for (int r = 0; r < rows; r++, y += y_row) {
         UNROLL(8)
@@ -101,33 +100,40 @@ INLINE void FN(columns_body)(const int rows, const int vectors, const plane_sum_
                 FN(store)(y + v * LANES, acc[r][v]);
         }
     }
+    return group + 1;
 }
 
 #define SHAPE(R, V)                                                                                                    \
-    static NOINLINE void FN(columns_##R##x##V)(const plane_sum_words *a, const real *x, const real *w, real bias,      \
-                                               int64_t activation, real *y, int64_t y_row, int64_t part)               \
+    static NOINLINE const int64_t *FN(columns_##R##x##V)(const int64_t *group, const real *x, int64_t x_row,           \
+                                                         const real *w, int64_t w_step, const FN(way_out) *out)        \
     {                                                                                                                  \
-        FN(columns_body)(R, V, a, x, w, bias, activation, y, y_row, part);                                             \
+        return FN(columns_body)(R, V, group, x, x_row, w, w_step, out);                                                \
     }
 SHAPE(1, 1) SHAPE(1, 2) SHAPE(1, 4) SHAPE(1, 8) SHAPE(2, 1) SHAPE(2, 2) SHAPE(2, 4) SHAPE(3, 1) SHAPE(3, 2)
 SHAPE(4, 1) SHAPE(4, 2) SHAPE(5, 1) SHAPE(6, 1) SHAPE(7, 1) SHAPE(8, 1)
 #undef SHAPE
 
-typedef void (*FN(columns_fn))(const plane_sum_words *, const real *, const real *, real, int64_t, real *, int64_t, int64_t);
+typedef const int64_t *(*FN(columns_fn))(const int64_t *, const real *, int64_t, const real *, int64_t, const FN(way_out) *);
 
 #define C_(R, V) FN(columns_##R##x##V)
-/* By rows, and by the logarithm of vectors. */
-static const FN(columns_fn) FN(columns)[MAX_ROWS + 1][4] = {
+#ifdef HALF /* Tiles of half a vector round alike, but their arguments have types of their own. */
+#define H_(R) , [4] = (FN(columns_fn))HALF_FN(columns_##R##x1)
+#else
+#define H_(R)
+#endif
+/* By rows, and by the logarithm of vectors; 4 is half a vector. */
+static const FN(columns_fn) FN(columns)[MAX_ROWS + 1][5] = {
     {0},
-    {C_(1, 1), C_(1, 2), C_(1, 4), C_(1, 8)},
-    {C_(2, 1), C_(2, 2), C_(2, 4)},
-    {C_(3, 1), C_(3, 2)},
-    {C_(4, 1), C_(4, 2)},
-    {C_(5, 1)},
-    {C_(6, 1)},
-    {C_(7, 1)},
-    {C_(8, 1)},
+    {C_(1, 1), C_(1, 2), C_(1, 4), C_(1, 8) H_(1)},
+    {C_(2, 1), C_(2, 2), C_(2, 4) H_(2)},
+    {C_(3, 1), C_(3, 2) H_(3)},
+    {C_(4, 1), C_(4, 2) H_(4)},
+    {C_(5, 1) H_(5)},
+    {C_(6, 1) H_(6)},
+    {C_(7, 1) H_(7)},
+    {C_(8, 1) H_(8)},
 };
 #undef C_
+#undef H_
 #undef MAX_ROWS
 #undef MAX_VECTORS

@@ -1,109 +1,93 @@
 /* One input channel a group. There is no matrix product to block, so what counts is how often a value is moved. */
 
-/* One band of one channel in line space. Scratch is zero before the first band, and most of its zeros stay. */
-static void FN(fill_band)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
+/* The rows of one band of one channel, each element through its maps: for padding that is not zero. */
+static NOINLINE void FN(map_band)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
 {
-    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h, *runs_h = (const int64_t *)a->runs_h;
+    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
     int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
     for (int64_t d = 0; d < a->lines_d; d++)
-        for (int64_t p = 0; p < a->h_phases; p++) {
-            real *to = scratch + d * a->line_d + p * a->band_lines * a->line_h;
-            if (a->borders) {
-                for (int64_t h = 0; h < lines; h++) {
-                    int64_t from_h = map_h[p * a->h_lines + first_row + h];
-                    FN(fill_row)(to + h * a->line_h, a->line_phase, map_d[d] < 0 || from_h < 0 ? 0 : x + map_d[d] * a->x_d + from_h * a->x_h,
-                                 a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
-                }
-                continue;
+        for (int64_t p = 0; p < a->h_phases; p++)
+            for (int64_t h = 0; h < lines; h++) {
+                int64_t from_d = map_d[d], from_h = map_h[p * a->h_lines + first_row + h];
+                FN(fill_row)(scratch + d * a->line_d + (p * a->band_lines + h) * a->line_h, a->line_phase,
+                             from_d < 0 || from_h < 0 ? 0 : x + from_d * a->x_d + from_h * a->x_h, a->x_w, a->w_phases, a->w_lines,
+                             (const int64_t *)a->map_w, (const int64_t *)a->runs);
             }
-            if (map_d[d] < 0)
-                continue;
-            /* All rows that are no padding are one run; where the others were written by another band they are cleared. */
-            const int64_t *run_h = runs_h + 4 * p, *run = (const int64_t *)a->runs;
-            int64_t begin = run_h[0] - first_row, end = run_h[1] - first_row;
-            begin = begin < 0 ? 0 : begin < lines ? begin : lines;
-            end = end < begin ? begin : end < lines ? end : lines;
-            const real *from = x + map_d[d] * a->x_d + (run_h[2] + (first_row + begin - run_h[0]) * run_h[3]) * a->x_h;
-            for (int64_t q = 0; q < a->w_phases; q++, to += a->line_phase, run += 4) {
-                if (a->bands > 1 && begin > 0)
-                    FN(clear)(to, begin * a->line_h);
-                if (a->bands > 1 && end < lines)
-                    FN(clear)(to + end * a->line_h, (lines - end) * a->line_h);
-                if (run[1] > run[0])
-                    FN(copy_rows)(to + begin * a->line_h + run[0], a->line_h, from + run[2] * a->x_w, run_h[3] * a->x_h, run[3] * a->x_w,
-                                  end - begin, run[1] - run[0]);
-            }
-        }
 }
 
-/* The band of a task: read in place if nothing is padded and the array reaches far enough behind it. */
-INLINE const real *FN(band_in_place)(const depthwise_planes_words *a, const real *x, int64_t first_row)
+/* One band of one channel in line space: in place, if nothing is padded and the array reaches far enough behind it,
+ * or in scratch, whose zeros are there already. */
+INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x, int64_t band, real *scratch)
 {
-    int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
-    const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + LANES;
-    return a->direct && (const real *)a->x_end - end >= 0 ? x + first_row * a->line_h : 0;
+    int64_t first_row = band * a->band;
+    if (a->direct) {
+        int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
+        const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + LANES;
+        if ((const real *)a->x_end - end >= 0)
+            return x + first_row * a->line_h;
+    }
+    if (!a->copies)
+        FN(map_band)(a, x, first_row, scratch);
+    else
+        for (const copy_words *c = ((const copy_words *const *)a->copies)[band]; c->rows; c++)
+            FN(copy_rows)(scratch + c->to, c->to_row, x + c->from, c->from_row, c->step, c->rows, c->n);
+    return scratch;
 }
 
-/* A row of tiles of so many rows. The last tile overlaps the one before, where the rows are long enough. */
-static void FN(row_of_tiles)(const plane_sum_words *sum, int64_t rows, const real *x, const real *w, real bias,
-                             int64_t activation, real *y, int64_t y_row)
+/* One tile by way of a buffer: several K blocks, strided output, activations that are not simple. */
+static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w,
+                                       real *y, int64_t activation, FN(way_out) out)
 {
-    static const int64_t most[] = {0, 3, 2, 1, 1, 0, 0, 0, 0};
     real c[8 * (VEC_BYTES / sizeof(real))];
-    int64_t n = sum->n_w, simple = activation <= RELU6, direct = simple && sum->y_w == 1;
-    for (int64_t at = 0; at < n;) {
-        int64_t left = n - at, size = most[rows], width = LANES, part = 0;
-        FN(columns_fn) tile = 0;
-        if (left >= LANES) {
-            while (LANES << size > left)
-                size--;
-            width = LANES << size;
-            tile = FN(columns)[rows][size];
+    FN(columns_fn) columns = FN(columns)[tile->rows][tile->size];
+    int64_t width = tile->size < 4 ? LANES << tile->size : LANES / 2;
+    const int64_t *group = (const int64_t *)sum->groups;
+    FN(way_out) aside = {c, width, 0, 0, 0, LINEAR};
+    for (int64_t block = sum->blocks; block > 1; block--) {
+        group = columns(group, x, sum->x_row, w, sum->w_step, &aside);
+        aside.total = out.total = c;
+    }
+    out.y = c;
+    out.y_row = width;
+    out.part = 0;
+    columns(group, x, sum->x_row, w, sum->w_step, &out);
+    if (activation > RELU6)
+        FN(finish_row)(c, tile->rows * width, 0, activation);
+    for (int64_t r = 0; r < tile->rows; r++)
+        FN(copy_spread)(y + r * sum->y_row, sum->y_w, c + r * width, tile->part ? tile->part : width);
+}
+
+/* All tiles of a plane of a band. */
+INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w, real bias,
+                          int64_t activation, real *y)
+{
+    int64_t x_row = sum->x_row, w_step = sum->w_step;
+    const int64_t *groups = (const int64_t *)sum->groups;
+    int simple = activation <= RELU6, direct = simple && sum->y_w == 1 && sum->blocks == 1;
+    FN(way_out) out = {0, sum->y_row, 0, 0, bias, simple ? (int)activation : LINEAR};
+    for (; tile->rows; tile++) {
+        if (direct && (!tile->part || (ISA_LEVEL == 2 && tile->size == 0))) {
+            out.y = y + tile->y;
+            out.part = tile->part;
+            FN(columns)[tile->rows][tile->size](groups, x + tile->x, x_row, w, w_step, &out);
         } else {
-            tile = FN(columns)[rows][0];
-#ifdef HALF
-            if (left <= LANES / 2) {
-                width = LANES / 2;
-                tile = HALF_FN(columns)[rows][0];
-            }
-#endif
-            if (n >= width)
-                at = n - width;
-            else
-                part = left;
+            FN(buffered_tile)(sum, tile, x + tile->x, w, y + tile->y, activation, out);
         }
-        if (direct && (!part || (ISA_LEVEL == 2 && width == LANES))) {
-            tile(sum, x + at, w, bias, activation, y + at, y_row, part);
-        } else {
-            int64_t count = part ? part : width;
-            tile(sum, x + at, w, bias, simple ? activation : LINEAR, c, width, 0);
-            if (!simple)
-                FN(finish_row)(c, rows * width, 0, activation);
-            for (int64_t r = 0; r < rows; r++) {
-                real *cr = c + r * width, *yr = y + r * y_row + at * sum->y_w;
-                if (sum->y_w == 1)
-                    FN(copy)(yr, cr, count);
-                else
-                    for (int64_t i = 0; i < count; i++)
-                        yr[i * sum->y_w] = cr[i];
-            }
-        }
-        at += width;
     }
 }
 
-/* All rows of one plane of a band. Rows of a tile lie row_step apart, so that they share what they load. */
-static void FN(sum_plane)(const plane_sum_words *sum, int64_t rows, const real *x, int64_t x_h, const real *w, real bias,
-                          int64_t activation, real *y)
+/* Where a task lies; counted and not divided out, because small planes take no longer than a few divisions. */
+typedef struct {
+    int64_t band, channel, image;
+} FN(place);
+
+INLINE void FN(step_place)(const depthwise_planes_words *a, FN(place) *p)
 {
-    int64_t step = sum->row_step;
-    for (int64_t first = 0; first < step && first < rows; first++) {
-        int64_t left = (rows - first + step - 1) / step, h = first;
-        for (int64_t tiles = (left + 7) / 8; tiles > 0; tiles--) {
-            int64_t some = (left + tiles - 1) / tiles;
-            FN(row_of_tiles)(sum, some, x + h * x_h, w, bias, activation, y + h * sum->y_h, step * sum->y_h);
-            left -= some;
-            h += some * step;
+    if (++p->band == a->bands) {
+        p->band = 0;
+        if (++p->channel == a->channels) {
+            p->channel = 0;
+            p->image++;
         }
     }
 }
@@ -112,37 +96,35 @@ static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t en
 {
     const depthwise_planes_words *a = (const depthwise_planes_words *)words;
     const plane_sum_words *sums = (const plane_sum_words *)a->sums;
-    real *scratch = (real *)(a->work + thread * a->work_stride);
-    const real *lines = 0, *next = 0;
+    real *scratch = (real *)(a->work + thread * a->work_stride), *spare = scratch + a->band_size;
+    FN(place) p = {begin % a->bands, begin / a->bands % a->channels, begin / a->bands / a->channels}, next = p;
     FN(clear)(scratch, 2 * a->band_size);
-    for (int64_t task = begin - 1; task < end; task++, lines = next) {
-        /* The band after this one is copied first: its stores have time to land while this one is summed. */
+    const real *lines = 0, *next_lines = 0;
+    /* The next band is copied before this one is summed: its stores have time to land. */
+    for (int64_t task = begin - 1; task < end; task++) {
         if (task + 1 < end) {
-            int64_t first_row = (task + 1) % a->bands * a->band, plane = (task + 1) / a->bands;
-            const real *x = (const real *)a->x + plane / a->channels * a->x_image + plane % a->channels * a->x_channel;
-            next = FN(band_in_place)(a, x, first_row);
-            if (!next) {
-                real *to = scratch + ((task + 1) & 1) * a->band_size;
-                FN(fill_band)(a, x, first_row, to);
-                next = to;
-            }
+            next_lines = FN(band_lines)(a, (const real *)a->x + next.image * a->x_image + next.channel * a->x_channel, next.band, spare);
+            FN(step_place)(a, &next);
+            real *swap = spare;
+            spare = scratch;
+            scratch = swap;
         }
-        if (task < begin)
-            continue;
-        int64_t first_row = task % a->bands * a->band, rest = task / a->bands;
-        int64_t channel = rest % a->channels, image = rest / a->channels;
-        for (int64_t s = 0; s < a->sum_count; s++) {
-            const plane_sum_words *sum = sums + s;
-            int64_t rows = sum->n_h - first_row < a->band ? sum->n_h - first_row : a->band;
-            for (int64_t m = 0; m < a->multiplier; m++) {
-                int64_t o = channel * a->multiplier + m;
-                const real *w = (const real *)a->w + o * a->kernel_taps;
-                real bias = a->b ? ((const real *)a->b)[o] : 0;
-                real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sum->y + first_row * sum->y_h;
-                for (int64_t d = 0; d < sum->n_d; d++)
-                    FN(sum_plane)(sum, rows, lines + d * a->line_d, a->line_h, w, bias, a->activation, y + d * sum->y_d);
+        if (task >= begin) {
+            for (int64_t s = 0; s < a->sum_count; s++) {
+                const plane_sum_words *sum = sums + s;
+                const plane_tile_words *tiles = (const plane_tile_words *)(p.band < a->bands - 1 ? sum->tiles : sum->last_tiles);
+                for (int64_t m = 0; m < a->multiplier; m++) {
+                    int64_t o = p.channel * a->multiplier + m;
+                    const real *w = (const real *)a->w + o * a->kernel_taps;
+                    real bias = a->b ? ((const real *)a->b)[o] : 0;
+                    real *y = (real *)a->y + p.image * a->y_image + o * a->y_channel + sum->y + p.band * a->band * sum->y_h;
+                    for (int64_t d = 0; d < sum->n_d; d++)
+                        FN(sum_plane)(sum, tiles, lines + d * sum->x_d, w, bias, a->activation, y + d * sum->y_d);
+                }
             }
+            FN(step_place)(a, &p);
         }
+        lines = next_lines;
     }
 }
 

@@ -15,6 +15,16 @@ INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
         y[i] = x[i * step];
 }
 
+/* n elements to places `step` apart. */
+INLINE void FN(copy_spread)(real *y, int64_t step, const real *x, int64_t n)
+{
+    if (step == 1)
+        FN(copy)(y, x, n);
+    else
+        for (int64_t i = 0; i < n; i++)
+            y[i * step] = x[i];
+}
+
 /* One row of a plane: each W phase in turn. A phase is a run through the source in equal steps, with whatever
  * padding asks for on both sides of it. A row that lies in the padding (source null) is zero. */
 static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, int64_t phases, int64_t lines,
@@ -33,12 +43,14 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
     }
 }
 
-/* Rows of n elements, `step` apart in the source. Zeros fill the last vector of a row. */
-static void FN(copy_rows)(real *y, int64_t y_row, const real *x, int64_t x_row, int64_t step, int64_t rows, int64_t n)
+/* Rows of n elements, `step` apart in the source (0: zeros). Zeros fill the last vector of a row. */
+INLINE void FN(copy_rows)(real *y, int64_t y_row, const real *x, int64_t x_row, int64_t step, int64_t rows, int64_t n)
 {
     int64_t whole = (n - 1) / LANES * LANES, rest = n - whole, first = 2 * rest - 1 < LANES ? 2 * rest - 1 : LANES;
     for (; rows > 0; rows--, y += y_row, x += x_row) {
-        if (ISA_LEVEL == 0 || step > 2) {
+        if (step == 0) {
+            FN(clear)(y, n);
+        } else if (ISA_LEVEL == 0 || step > 2) {
             FN(copy_steps)(y, x, step, n);
         } else if (step == 1) {
             for (int64_t i = 0; i < whole; i += LANES)

@@ -71,24 +71,28 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(channels) W(multiplier)                                                                                          \
     W(bands) W(band)           /* output rows of a band, in every sum */                                               \
     W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
-    W(map_d) W(map_h) W(map_w) W(runs_h) W(runs)                                                                       \
-    W(borders)                 /* whether something else than zeros lies around the runs */                            \
+    W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
+    W(copies)                  /* copies of each band, each list ending with rows = 0; or null: rows by the maps */    \
     W(line_d) W(line_phase) W(line_h) W(band_size) /* strides of the scratch, and size of a band in it */              \
     W(sums) W(sum_count) W(kernel_taps) W(activation)                                                                  \
     W(direct)
 
-/* A sum of depthwise_planes. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of
- * the rows of a tile, and whose weights lie w_step apart. Columns of equally many taps are a group. */
-#define PLANE_SUM_WORDS(W)                                                                                             \
-    W(x_offsets) W(w_offsets)  /* image and weight of the first tap of each column */                                  \
-    W(groups) W(group_count)                                                                                           \
-    W(x_row) W(w_step)                                                                                                 \
-    W(row_step)                /* output rows from one row of a tile to the next */                                    \
-    W(y) W(y_d) W(y_h) W(y_w)                                                                                          \
-    W(n_d) W(n_h) W(n_w)
+/* Rows of n elements, `step` apart in the source; step 0 clears them. */
+#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(to_row) W(from) W(from_row)
 
-/* ends_block: what was summed so far is put aside and the next group begins from zero. */
-#define GROUP_WORDS(W) W(taps) W(columns) W(ends_block)
+/* A sum of depthwise_planes. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of
+ * the rows of a tile, and whose weights lie w_step apart. `groups` holds, for each K block, groups of columns of equally
+ * many taps and then a 0. A group is: taps, words (these two included), (image, weight) of each column's first tap. */
+#define PLANE_SUM_WORDS(W)                                                                                             \
+    W(groups) W(blocks)                                                                                                \
+    W(x_row) W(w_step)                                                                                                 \
+    W(tiles) W(last_tiles)     /* of a band, and of the last one; each list ends with rows = 0 */                      \
+    W(x_d)                                                                                                             \
+    W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d)
+
+/* Rows and vectors (2^size, or half a vector: size 4) of a tile, where it begins; part: pixels of it that exist, if
+ * not all. */
+#define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y)
 
 /* depthwise_pixels: one input channel a group, channels last. No halo at all: each tap of each pixel has an address,
  * from three tables, and padding is a row of zeros. */
@@ -135,7 +139,8 @@ DECLARE(pack_words, PACK_WORDS)
 DECLARE(dense_words, DENSE_WORDS)
 DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
 DECLARE(plane_sum_words, PLANE_SUM_WORDS)
-DECLARE(group_words, GROUP_WORDS)
+DECLARE(plane_tile_words, PLANE_TILE_WORDS)
+DECLARE(copy_words, COPY_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
@@ -152,7 +157,8 @@ static const word_layout word_layouts[] = {
     {"dense", DENSE_WORDS(W_NAME)},
     {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
     {"plane_sum", PLANE_SUM_WORDS(W_NAME)},
-    {"group", GROUP_WORDS(W_NAME)},
+    {"plane_tile", PLANE_TILE_WORDS(W_NAME)},
+    {"copy", COPY_WORDS(W_NAME)},
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},

@@ -1,6 +1,7 @@
 """One input channel a group, with any channel multiplier, plain or transposed."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from .geometry import (
     output_strides,
     sums_of,
 )
-from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
+from .program import K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise"]
 
@@ -30,6 +31,10 @@ ENOUGH_TASKS = 8
 # As in src/columns.h: rows of a tile, taps of a column.
 TILE_ROWS = 8
 MAX_TAPS = 5
+# Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector. There are tiles of half
+# a vector where vectors are so wide.
+MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
+HALF, HALVED_BYTES = 4, 64
 # Rows of a tile that make it worth while to lie a dilation apart.
 MIN_ROWS = 4
 # As in src/native.h: pixels of a tile with channels last.
@@ -64,34 +69,41 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     image = Image.of(axes, 1, h.lines if direct else band_lines, 1 if direct else b.lanes)
     y_image, y_channel, y_d, y_h, y_w = output_strides(p)
     source = input_strides(p)
+    bands = -(-max(s.count for s in h.sums) // band)
     records = []
     for s in sums_of(axes):
         columns = _columns(axes, s, image, band)
+
+        def tiles(rows: int, s: Sums = s, step: int = columns.row_step) -> int:
+            x, y = (image.h, 1), (s[1].step * y_h, s[2].step * y_w)
+            return b.records("plane_tile", [*_tiles(b, rows, s[2].count, step, x, y), dict.fromkeys(WORDS["plane_tile"], 0)])
+
         records.append(
             {
-                "x_offsets": b.table(columns.x_offsets),
-                "w_offsets": b.table(columns.w_offsets),
-                "groups": b.records("group", columns.groups),
-                "group_count": len(columns.groups),
+                "groups": b.table(columns.groups),
+                "blocks": columns.blocks,
                 "x_row": columns.row_step * image.h,
                 "w_step": columns.w_step,
-                "row_step": columns.row_step,
+                "tiles": tiles(band),
+                "last_tiles": tiles(s[1].count - (bands - 1) * band),
+                "x_d": image.d,
                 "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
                 "y_w": s[2].step * y_w,
+                "y_row": columns.row_step * s[1].step * y_h,
                 "n_d": s[0].count,
-                "n_h": s[1].count,
-                "n_w": s[2].count,
             }
         )
+    copies = 0
+    if not any(axis.has_borders for axis in axes):
+        copies = b.table([_copies(b, axes, image, source, i * band, bands) for i in range(bands)])
     runs = w.runs()
     before = -int(runs[0, 0]) % b.lanes  # so that the first run begins on a vector
     band_size = round_up(image.size + 2 * b.lanes, b.lanes)
     work = b.thread(before + 2 * band_size)
     if not direct:
         b.copies.append(f"haloed rows: {2 * image.size * b.itemsize / 1e3:.3g} kB a thread")
-    bands = -(-max(s.count for s in h.sums) // band)
     words: Words = dict(
         x=b.operand("input"),
         x_end=Operand("input_end"),
@@ -121,9 +133,8 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         map_d=b.table(d.map),
         map_h=b.table(h.map),
         map_w=b.table(w.map),
-        runs_h=b.table(h.runs()),
         runs=b.table(runs),
-        borders=int(any(axis.has_borders for axis in axes)),
+        copies=copies,
         line_d=image.d,
         line_phase=image.phase,
         line_h=image.h,
@@ -141,9 +152,8 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
 class Columns:
     """Taps in columns, as the words of a plane sum have them."""
 
-    x_offsets: np.ndarray
-    w_offsets: np.ndarray
-    groups: list[dict[str, int]]
+    groups: list[int]
+    blocks: int
     row_step: int
     w_step: int
 
@@ -155,25 +165,24 @@ def _columns(axes: Axes, sums: Sums, image: Image, band: int) -> Columns:
     along_d = (d.phases * image.lines_d + d.offsets) * image.d
     along_w = w.phases * image.phase + w.offsets
     kh, kw = axes[1].kernel, axes[2].kernel
-    x_offsets, w_offsets, groups = [], [], []
-    in_block = 0
+    groups: list[int] = []
+    blocks, in_block = 1, 0
     for taps in sorted({len(run) for run in runs}):
         starts = [run[0] for run in runs if len(run) == taps]
         along_h = (h.phases[starts] * image.lines_h + h.offsets[starts]) * image.h
         x = (along_d[:, None, None] + along_h[:, None] + along_w).ravel()
         kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps).ravel()
-        x_offsets.append(x)
-        w_offsets.append(kernel)
-        left = len(x)
-        while left:
-            some = min((K_BLOCK - in_block) // taps, left)
+        columns = np.stack([x, kernel], 1)
+        while len(columns):
+            some = min((K_BLOCK - in_block) // taps, len(columns))
             if some == 0:
-                groups[-1]["ends_block"], in_block = 1, 0
+                groups.append(0)
+                blocks, in_block = blocks + 1, 0
                 continue
-            groups.append({"taps": taps, "columns": some, "ends_block": 0})
+            groups += [taps, 2 + 2 * some, *columns[:some].ravel().tolist()]
             in_block += some * taps
-            left -= some
-    return Columns(np.concatenate(x_offsets), np.concatenate(w_offsets), groups, row_step, tap_step * kw)
+            columns = columns[some:]
+    return Columns([*groups, 0], blocks, row_step, tap_step * kw)
 
 
 def _runs(h: AxisSum, rows: int) -> tuple[int, int, list[list[int]]]:
@@ -201,6 +210,73 @@ def _runs(h: AxisSum, rows: int) -> tuple[int, int, list[list[int]]]:
             runs.append([i])
     pieces = [np.array_split(run, -(-len(run) // MAX_TAPS)) for run in runs]
     return row_step, tap_step, [list(piece) for run in pieces for piece in run]
+
+
+def _tiles(
+    b: Builder, rows: int, width: int, step: int, x: tuple[int, int], y: tuple[int, int]
+) -> Iterator[dict[str, int]]:
+    """Cover rows x width pixels; the rows of a tile lie `step` apart, x and y are the strides of (row, pixel)."""
+    for first in range(min(step, max(rows, 0))):
+        left = -(-(rows - first) // step)
+        at_row = first
+        for tiles in range(-(-left // TILE_ROWS), 0, -1):
+            some = -(-left // tiles)
+            for size, at, part in _pieces(width, b.lanes, MOST_VECTORS[some], b.engines.vec_bytes == HALVED_BYTES):
+                place = {"x": at_row * x[0] + at * x[1], "y": at_row * y[0] + at * y[1]}
+                yield {"rows": some, "size": size, "part": part} | place
+            left -= some
+            at_row += some * step
+
+
+def _pieces(width: int, lanes: int, most: int, halves: bool) -> Iterator[tuple[int, int, int]]:
+    """Cut a row into (size, begin, part): whole vectors, and one last piece that overlaps the one before."""
+    at = 0
+    while at < width:
+        left = width - at
+        size = min(most, (left // lanes).bit_length() - 1)
+        if size >= 0:
+            yield size, at, 0
+            at += lanes << size
+            continue
+        half = halves and left <= lanes // 2
+        piece = lanes // 2 if half else lanes
+        yield HALF if half else 0, max(width - piece, 0), 0 if width >= piece else left
+        return
+
+
+def _copies(
+    b: Builder, axes: Axes, image: Image, source: tuple[int, ...], first_row: int, bands: int
+) -> int:
+    """Keep the list of copies that make one band of the haloed image, and return its address."""
+    d, h, w = axes
+    lines = min(image.lines_h, h.lines - first_row)
+    records = []
+
+    def copy(to: int, rows: int, n: int, step: int, at: int, from_row: int) -> None:
+        if rows > 0 and n > 0:
+            place = {"to": to, "to_row": image.h, "from": at, "from_row": from_row}
+            records.append({"rows": rows, "n": n, "step": step} | place)
+
+    for line_d, from_d in enumerate(d.map.ravel()):
+        for p, run_h in enumerate(h.runs()):
+            begin, end = np.clip(run_h[:2] - first_row, 0, lines)
+            for q, run_w in enumerate(w.runs()):
+                at = line_d * image.d + q * image.phase + p * image.lines_h * image.h
+                if from_d < 0:
+                    continue
+                if bands > 1:  # what another band has written is cleared
+                    copy(at + int(run_w[0]), begin, int(run_w[1] - run_w[0]), 0, 0, 0)
+                    copy(at + end * image.h + int(run_w[0]), lines - end, int(run_w[1] - run_w[0]), 0, 0, 0)
+                row = run_h[2] + (first_row + begin - run_h[0]) * run_h[3]
+                copy(
+                    at + begin * image.h + run_w[0],
+                    end - begin,
+                    run_w[1] - run_w[0],
+                    run_w[3] * source[4],
+                    from_d * source[2] + row * source[3] + run_w[2] * source[4],
+                    run_h[3] * source[3],
+                )
+    return b.records("copy", [*records, dict.fromkeys(WORDS["copy"], 0)])
 
 
 def _band(b: Builder, axes: Axes, direct: bool) -> int:

@@ -36,11 +36,12 @@ _DENSE = (
 )
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
-    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs_h runs "
-    "borders line_d line_phase line_h band_size sums sum_count kernel_taps activation direct"
+    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
+    "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct"
 )
-_PLANE_SUM = "x_offsets w_offsets groups group_count x_row w_step row_step y y_d y_h y_w n_d n_h n_w"
-_GROUP = "taps columns ends_block"
+_PLANE_SUM = "groups blocks x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d"
+_PLANE_TILE = "rows size part x y"
+_COPY = "rows n step to to_row from from_row"
 _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
     "activation"
@@ -61,7 +62,8 @@ WORDS = {
     "dense": tuple(_DENSE.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
     "plane_sum": tuple(_PLANE_SUM.split()),
-    "group": tuple(_GROUP.split()),
+    "plane_tile": tuple(_PLANE_TILE.split()),
+    "copy": tuple(_COPY.split()),
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "deform": tuple(_DEFORM.split()),
