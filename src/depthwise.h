@@ -30,7 +30,7 @@ INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x
         FN(map_band)(a, x, first_row, scratch);
     else
         for (const copy_words *c = ((const copy_words *const *)a->copies)[band]; c->rows; c++)
-            FN(copy_rows)(scratch + c->to, c->to_row, x + c->from, c->from_row, c->step, c->rows, c->n);
+            FN(copy_rows)(c, scratch, x);
     return scratch;
 }
 
@@ -41,9 +41,9 @@ static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_t
     real c[8 * (VEC_BYTES / sizeof(real))];
     FN(columns_fn) columns = FN(columns)[tile->rows][tile->size];
     int64_t width = tile->size < 4 ? LANES << tile->size : LANES / 2;
-    const int64_t *group = (const int64_t *)sum->groups;
+    const int64_t *group = (const int64_t *)tile->groups;
     FN(way_out) aside = {c, width, 0, 0, 0, LINEAR};
-    for (int64_t block = sum->blocks; block > 1; block--) {
+    for (int64_t block = tile->blocks; block > 1; block--) {
         group = columns(group, x, sum->x_row, w, sum->w_step, &aside);
         aside.total = out.total = c;
     }
@@ -62,14 +62,13 @@ INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_tile_words *ti
                           int64_t activation, real *y)
 {
     int64_t x_row = sum->x_row, w_step = sum->w_step;
-    const int64_t *groups = (const int64_t *)sum->groups;
-    int simple = activation <= RELU6, direct = simple && sum->y_w == 1 && sum->blocks == 1;
+    int simple = activation <= RELU6, direct = simple && sum->y_w == 1;
     FN(way_out) out = {0, sum->y_row, 0, 0, bias, simple ? (int)activation : LINEAR};
     for (; tile->rows; tile++) {
-        if (direct && (!tile->part || (ISA_LEVEL == 2 && tile->size == 0))) {
+        if (direct && tile->blocks == 1 && (!tile->part || (ISA_LEVEL == 2 && tile->size == 0))) {
             out.y = y + tile->y;
             out.part = tile->part;
-            FN(columns)[tile->rows][tile->size](groups, x + tile->x, x_row, w, w_step, &out);
+            FN(columns)[tile->rows][tile->size]((const int64_t *)tile->groups, x + tile->x, x_row, w, w_step, &out);
         } else {
             FN(buffered_tile)(sum, tile, x + tile->x, w, y + tile->y, activation, out);
         }

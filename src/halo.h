@@ -43,27 +43,37 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
     }
 }
 
-/* Rows of n elements, `step` apart in the source (0: zeros). Zeros fill the last vector of a row. */
-INLINE void FN(copy_rows)(real *y, int64_t y_row, const real *x, int64_t x_row, int64_t step, int64_t rows, int64_t n)
+/* The first of n elements, if any. */
+INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
+
+/* Copies of COPY_WORDS. Zeros fill the last vector of a row, so that all vectors are stored whole. */
+static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
 {
-    int64_t whole = (n - 1) / LANES * LANES, rest = n - whole, first = 2 * rest - 1 < LANES ? 2 * rest - 1 : LANES;
-    for (; rows > 0; rows--, y += y_row, x += x_row) {
-        if (step == 0) {
-            FN(clear)(y, n);
-        } else if (ISA_LEVEL == 0 || step > 2) {
-            FN(copy_steps)(y, x, step, n);
-        } else if (step == 1) {
+    real *y = to + c->to, *odd = to + c->odd;
+    int64_t y_row = c->to_row, x_row = c->from_row, n = c->n, step = c->step;
+    x += c->from;
+    if (step == 1 && ISA_LEVEL > 0) {
+        int64_t whole = (n - 1) / LANES * LANES;
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row) {
             for (int64_t i = 0; i < whole; i += LANES)
                 FN(store)(y + i, FN(held)(FN(load)(x + i)));
-            FN(store)(y + whole, FN(load_part)(x + whole, rest));
-        } else {
-            for (int64_t i = 0; i < whole; i += LANES)
-                FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
-            /* Behind the last element there may be nothing to read. */
-            const real *last = x + 2 * whole;
-            vec a = FN(load_part)(last, first), b = first < LANES || rest * 2 - 1 == LANES ? (vec){0} : FN(load_part)(last + LANES, 2 * rest - 1 - LANES);
-            FN(store)(y + whole, FN(evens)(a, b));
+            FN(store)(y + whole, FN(load_part)(x + whole, n - whole));
         }
+    } else if (step == -2) {
+        int64_t whole = (n - 1) / (2 * LANES) * (2 * LANES);
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row)
+            for (int64_t i = 0; i < n; i += 2 * LANES) {
+                vec a = i < whole ? FN(load)(x + i) : FN(load_some)(x + i, n - i);
+                vec b = i < whole ? FN(load)(x + i + LANES) : FN(load_some)(x + i + LANES, n - i - LANES);
+                FN(store)(y + i / 2, FN(evens)(a, b));
+                FN(store)(odd + i / 2, FN(odds)(a, b));
+            }
+    } else {
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row)
+            if (step == 0)
+                FN(clear)(y, n);
+            else
+                FN(copy_steps)(y, x, step, n);
     }
 }
 

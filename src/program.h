@@ -77,22 +77,22 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(sums) W(sum_count) W(kernel_taps) W(activation)                                                                  \
     W(direct)
 
-/* Rows of n elements, `step` apart in the source; step 0 clears them. */
-#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(to_row) W(from) W(from_row)
+/* Rows of n elements, `step` apart in the source; step 0 clears them. With step -2 every second one of n neighbours goes
+ * to `to`, and the others to `odd`. */
+#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(to_row) W(from) W(from_row)
 
-/* A sum of depthwise_planes. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of
- * the rows of a tile, and whose weights lie w_step apart. `groups` holds, for each K block, groups of columns of equally
- * many taps and then a 0. A group is: taps, words (these two included), (image, weight) of each column's first tap. */
+/* A sum of depthwise_planes. */
 #define PLANE_SUM_WORDS(W)                                                                                             \
-    W(groups) W(blocks)                                                                                                \
-    W(x_row) W(w_step)                                                                                                 \
+    W(x_row) W(w_step)         /* of a column of taps: from vector to vector of the image, from weight to weight */    \
     W(tiles) W(last_tiles)     /* of a band, and of the last one; each list ends with rows = 0 */                      \
     W(x_d)                                                                                                             \
     W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d)
 
 /* Rows and vectors (2^size, or half a vector: size 4) of a tile, where it begins; part: pixels of it that exist, if
- * not all. */
-#define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y)
+ * not all. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of the rows of the tile.
+ * `groups` holds, for each K block, groups of columns of equally many taps and then a 0. A group is: taps, words (these
+ * two included), (image, weight) of each column's first tap. */
+#define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y) W(groups) W(blocks)
 
 /* depthwise_pixels: one input channel a group, channels last. No halo at all: each tap of each pixel has an address,
  * from three tables, and padding is a row of zeros. */

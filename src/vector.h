@@ -77,19 +77,20 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 #endif
 }
 
-/* Every second lane of two vectors. */
-INLINE vec FN(evens)(vec a, vec b)
-{
+/* Every second lane of two vectors, from lane 0 on and from lane 1 on. */
 #if VEC_BYTES == 64 && IS_FLOAT
-    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#define EACH_SECOND(a, b, i)                                                                                           \
+    SHUFFLE(a, b, i, 2 + i, 4 + i, 6 + i, 8 + i, 10 + i, 12 + i, 14 + i, 16 + i, 18 + i, 20 + i, 22 + i, 24 + i, 26 + i, 28 + i, 30 + i)
 #elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
-    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#define EACH_SECOND(a, b, i) SHUFFLE(a, b, i, 2 + i, 4 + i, 6 + i, 8 + i, 10 + i, 12 + i, 14 + i)
 #elif IS_FLOAT || VEC_BYTES == 32
-    return SHUFFLE(a, b, 0, 2, 4, 6);
+#define EACH_SECOND(a, b, i) SHUFFLE(a, b, i, 2 + i, 4 + i, 6 + i)
 #else
-    return SHUFFLE(a, b, 0, 2);
+#define EACH_SECOND(a, b, i) SHUFFLE(a, b, i, 2 + i)
 #endif
-}
+INLINE vec FN(evens)(vec a, vec b) { return EACH_SECOND(a, b, 0); }
+INLINE vec FN(odds)(vec a, vec b) { return EACH_SECOND(a, b, 1); }
+#undef EACH_SECOND
 
 /* The first n (1 <= n <= LANES) elements, zeros behind them; nothing behind them is touched. */
 INLINE vec FN(load_part)(const real *p, int64_t n)

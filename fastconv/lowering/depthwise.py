@@ -1,8 +1,7 @@
 """One input channel a group, with any channel multiplier, plain or transposed."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from ..problem import Problem
 from .dense import add_bias_only, add_halo
 from .geometry import (
     Axes,
+    Axis,
     AxisSum,
     Image,
     Sums,
@@ -36,7 +36,7 @@ MAX_TAPS = 5
 MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
 # Rows of a tile that make it worth while to lie a dilation apart.
-MIN_ROWS = 4
+MIN_ROWS = int(__import__('os').environ.get('MR','3'))
 # As in src/native.h: pixels of a tile with channels last.
 PIXELS = 4
 GFLOPS = 20.0
@@ -72,26 +72,23 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     bands = -(-max(s.count for s in h.sums) // band)
     records = []
     for s in sums_of(axes):
-        columns = _columns(axes, s, image, band)
-
-        def tiles(rows: int, s: Sums = s, step: int = columns.row_step) -> int:
-            x, y = (image.h, 1), (s[1].step * y_h, s[2].step * y_w)
-            return b.records("plane_tile", [*_tiles(b, rows, s[2].count, step, x, y), dict.fromkeys(WORDS["plane_tile"], 0)])
-
+        columns = Columns(b, axes, s, image, band, whole=bands == 1)
+        step = columns.row_step
+        x, y = (image.h, 1), (s[1].step * y_h, s[2].step * y_w)
+        lists = [list(_tiles(b, rows, s[2].count, columns, x, y)) for rows in (band, s[1].count - (bands - 1) * band)]
+        end = dict.fromkeys(WORDS["plane_tile"], 0)
         records.append(
             {
-                "groups": b.table(columns.groups),
-                "blocks": columns.blocks,
-                "x_row": columns.row_step * image.h,
+                "x_row": step * image.h,
                 "w_step": columns.w_step,
-                "tiles": tiles(band),
-                "last_tiles": tiles(s[1].count - (bands - 1) * band),
+                "tiles": b.records("plane_tile", [*lists[0], end]),
+                "last_tiles": b.records("plane_tile", [*lists[1], end]),
                 "x_d": image.d,
                 "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
                 "y_w": s[2].step * y_w,
-                "y_row": columns.row_step * s[1].step * y_h,
+                "y_row": step * s[1].step * y_h,
                 "n_d": s[0].count,
             }
         )
@@ -148,45 +145,68 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     b.stage("depthwise_planes", p.in_channels * bands, words)
 
 
-@dataclass(frozen=True)
 class Columns:
-    """Taps in columns, as the words of a plane sum have them."""
+    """The taps of a sum in columns, for each tile: taps that lie as far apart as the rows of the tile.
 
-    groups: list[int]
-    blocks: int
-    row_step: int
-    w_step: int
+    Attributes
+    ----------
+    row_step : int
+        Lines from one row of a tile to the next.
+    w_step : int
+        Weights from one tap of a column to the next.
+    """
+
+    def __init__(self, b: Builder, axes: Axes, sums: Sums, image: Image, band: int, whole: bool):
+        self.b, self.axes, self.sums, self.image, self.whole = b, axes, sums, image, whole
+        h = sums[1]
+        self.row_step, self.tap_step = _row_step(h, min(band, h.count))
+        self.w_step = self.tap_step * axes[2].kernel
+        self._known: dict[bytes, dict[str, int]] = {}
+
+    def of_rows(self, rows: Sequence[int]) -> dict[str, int]:
+        """Return the words `groups` and `blocks` for a tile of these rows of a band.
+
+        Where a band is the whole plane, taps are left out that meet nothing but padding in all of the rows.
+        """
+        h = self.sums[1]
+        used = np.ones(len(h.taps), bool)
+        if self.whole:
+            lines = np.asarray(rows)[:, None] + h.offsets
+            used = (self.axes[1].map[h.phases, lines] >= 0).any(0)
+        key = used.tobytes()
+        if key not in self._known:
+            groups, blocks = self._groups(np.flatnonzero(used))
+            self._known[key] = {"groups": self.b.table(groups), "blocks": blocks}
+        return self._known[key]
+
+    def _groups(self, used: np.ndarray) -> tuple[list[int], int]:
+        d, h, w = self.sums
+        along_d = (d.phases * self.image.lines_d + d.offsets) * self.image.d
+        along_w = w.phases * self.image.phase + w.offsets
+        kh, kw = self.axes[1].kernel, self.axes[2].kernel
+        runs = _runs(h, used, self.row_step, self.tap_step)
+        groups: list[int] = []
+        blocks, in_block = 1, 0
+        for taps in sorted({len(run) for run in runs}):
+            starts = [run[0] for run in runs if len(run) == taps]
+            along_h = (h.phases[starts] * self.image.lines_h + h.offsets[starts]) * self.image.h
+            x = (along_d[:, None, None] + along_h[:, None] + along_w).ravel()
+            kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps).ravel()
+            columns = np.stack([x, kernel], 1)
+            while len(columns):
+                some = min((K_BLOCK - in_block) // taps, len(columns))
+                if some == 0:
+                    groups.append(0)
+                    blocks, in_block = blocks + 1, 0
+                    continue
+                groups += [taps, 2 + 2 * some, *columns[:some].ravel().tolist()]
+                in_block += some * taps
+                columns = columns[some:]
+        return [*groups, 0], blocks
 
 
-def _columns(axes: Axes, sums: Sums, image: Image, band: int) -> Columns:
-    """Put the taps of a sum into columns whose taps lie as far apart as the rows of a tile."""
-    d, h, w = sums
-    row_step, tap_step, runs = _runs(h, min(band, h.count))
-    along_d = (d.phases * image.lines_d + d.offsets) * image.d
-    along_w = w.phases * image.phase + w.offsets
-    kh, kw = axes[1].kernel, axes[2].kernel
-    groups: list[int] = []
-    blocks, in_block = 1, 0
-    for taps in sorted({len(run) for run in runs}):
-        starts = [run[0] for run in runs if len(run) == taps]
-        along_h = (h.phases[starts] * image.lines_h + h.offsets[starts]) * image.h
-        x = (along_d[:, None, None] + along_h[:, None] + along_w).ravel()
-        kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps).ravel()
-        columns = np.stack([x, kernel], 1)
-        while len(columns):
-            some = min((K_BLOCK - in_block) // taps, len(columns))
-            if some == 0:
-                groups.append(0)
-                blocks, in_block = blocks + 1, 0
-                continue
-            groups += [taps, 2 + 2 * some, *columns[:some].ravel().tolist()]
-            in_block += some * taps
-            columns = columns[some:]
-    return Columns([*groups, 0], blocks, row_step, tap_step * kw)
-
-
-def _runs(h: AxisSum, rows: int) -> tuple[int, int, list[list[int]]]:
-    """Return (lines between neighbouring rows of a tile, kernel rows between taps of a run, runs of taps)."""
+def _row_step(h: AxisSum, rows: int) -> tuple[int, int]:
+    """Return lines between neighbouring rows of a tile, and kernel rows between the taps they share lines by."""
     order = np.lexsort((h.offsets, h.phases))
     pairs = [
         (int(h.offsets[j] - h.offsets[i]), int(h.taps[j] - h.taps[i]))
@@ -194,36 +214,41 @@ def _runs(h: AxisSum, rows: int) -> tuple[int, int, list[list[int]]]:
         if h.phases[i] == h.phases[j]
     ]
     row_step, tap_step = max(set(pairs), key=pairs.count) if pairs else (1, 1)
-    if rows // row_step < MIN_ROWS and row_step > 1:
-        # Too few rows would share what they load: tiles of neighbouring rows, each tap by itself.
-        return 1, 1, [[i] for i in order]
+    # Where too few rows would share what they load: tiles of neighbouring rows, each tap by itself.
+    return (row_step, tap_step) if row_step == 1 or rows // row_step >= MIN_ROWS else (1, 0)
+
+
+def _runs(h: AxisSum, used: np.ndarray, row_step: int, tap_step: int) -> list[list[int]]:
+    """Return the taps in runs that lie row_step lines and tap_step kernel rows apart."""
     runs: list[list[int]] = []
-    for i in order:
-        last = runs[-1][-1] if runs else None
+    for i in used[np.lexsort((h.offsets[used], h.phases[used]))].tolist():
+        last = runs[-1][-1] if runs else i
         if (
-            last is not None
-            and h.phases[i] == h.phases[last]
+            h.phases[i] == h.phases[last]
             and (h.offsets[i] - h.offsets[last], h.taps[i] - h.taps[last]) == (row_step, tap_step)
         ):
             runs[-1].append(i)
         else:
             runs.append([i])
-    pieces = [np.array_split(run, -(-len(run) // MAX_TAPS)) for run in runs]
-    return row_step, tap_step, [list(piece) for run in pieces for piece in run]
+    return [
+        piece.tolist() for run in runs for piece in np.array_split(run, -(-len(run) // MAX_TAPS))
+    ]
 
 
 def _tiles(
-    b: Builder, rows: int, width: int, step: int, x: tuple[int, int], y: tuple[int, int]
+    b: Builder, rows: int, width: int, columns: Columns, x: tuple[int, int], y: tuple[int, int]
 ) -> Iterator[dict[str, int]]:
-    """Cover rows x width pixels; the rows of a tile lie `step` apart, x and y are the strides of (row, pixel)."""
+    """Cover rows x width pixels with tiles; x and y are the strides of (row, pixel)."""
+    step = columns.row_step
     for first in range(min(step, max(rows, 0))):
         left = -(-(rows - first) // step)
         at_row = first
         for tiles in range(-(-left // TILE_ROWS), 0, -1):
             some = -(-left // tiles)
+            taps = columns.of_rows(range(at_row, at_row + some * step, step))
             for size, at, part in _pieces(width, b.lanes, MOST_VECTORS[some], b.engines.vec_bytes == HALVED_BYTES):
                 place = {"x": at_row * x[0] + at * x[1], "y": at_row * y[0] + at * y[1]}
-                yield {"rows": some, "size": size, "part": part} | place
+                yield {"rows": some, "size": size, "part": part} | place | taps
             left -= some
             at_row += some * step
 
@@ -250,33 +275,47 @@ def _copies(
     """Keep the list of copies that make one band of the haloed image, and return its address."""
     d, h, w = axes
     lines = min(image.lines_h, h.lines - first_row)
+    pieces = list(_row_pieces(w, image, source[4]))
     records = []
-
-    def copy(to: int, rows: int, n: int, step: int, at: int, from_row: int) -> None:
-        if rows > 0 and n > 0:
-            place = {"to": to, "to_row": image.h, "from": at, "from_row": from_row}
-            records.append({"rows": rows, "n": n, "step": step} | place)
-
-    for line_d, from_d in enumerate(d.map.ravel()):
-        for p, run_h in enumerate(h.runs()):
-            begin, end = np.clip(run_h[:2] - first_row, 0, lines)
-            for q, run_w in enumerate(w.runs()):
-                at = line_d * image.d + q * image.phase + p * image.lines_h * image.h
-                if from_d < 0:
-                    continue
-                if bands > 1:  # what another band has written is cleared
-                    copy(at + int(run_w[0]), begin, int(run_w[1] - run_w[0]), 0, 0, 0)
-                    copy(at + end * image.h + int(run_w[0]), lines - end, int(run_w[1] - run_w[0]), 0, 0, 0)
-                row = run_h[2] + (first_row + begin - run_h[0]) * run_h[3]
-                copy(
-                    at + begin * image.h + run_w[0],
-                    end - begin,
-                    run_w[1] - run_w[0],
-                    run_w[3] * source[4],
-                    from_d * source[2] + row * source[3] + run_w[2] * source[4],
-                    run_h[3] * source[3],
-                )
+    for line_d, from_d in enumerate(d.map.ravel().tolist()):
+        for p, (run_begin, run_end, first, step) in enumerate(h.runs().tolist()):
+            if from_d < 0:
+                continue
+            begin, end = (min(max(edge - first_row, 0), lines) for edge in (run_begin, run_end))
+            at = line_d * image.d + p * image.lines_h * image.h
+            source_row = first + (first_row + begin - run_begin) * step
+            row = from_d * source[2] + source_row * source[3]
+            spans = [(begin, end, 1)]
+            if bands > 1:  # what another band has written is cleared
+                spans += [(0, begin, 0), (end, lines, 0)]
+            for top, bottom, copied in spans:
+                for piece in pieces if bottom > top else ():
+                    to = at + top * image.h
+                    places = {"to": to + piece["to"], "odd": to + piece["odd"], "from": row + piece["from"]}
+                    rows = {"rows": bottom - top, "to_row": image.h, "from_row": step * source[3]}
+                    if copied:
+                        records.append(piece | places | rows)
+                        continue
+                    pair = piece["step"] == -2
+                    cleared = {"step": 0, "n": -(-piece["n"] // (1 + pair))}
+                    records += [piece | rows | cleared | {"to": places[k]} for k in ("to", "odd")[: 1 + pair]]
     return b.records("copy", [*records, dict.fromkeys(WORDS["copy"], 0)])
+
+
+def _row_pieces(w: Axis, image: Image, x_w: int) -> Iterator[dict[str, int]]:
+    """What is copied of a row: the run of each phase, or those of a pair of phases that alternate in one piece."""
+    runs = w.runs().tolist()
+    at = [q * image.phase + run[0] for q, run in enumerate(runs)]
+    counts = [run[1] - run[0] for run in runs]
+    if len(runs) == 2 and x_w == 1 and [run[3] for run in runs] == [2, 2] and abs(runs[0][2] - runs[1][2]) == 1:
+        even = int(runs[1][2] < runs[0][2])
+        odd = 1 - even
+        if counts[even] - counts[odd] in (0, 1):
+            yield {"n": sum(counts), "step": -2, "to": at[even], "odd": at[odd], "from": runs[even][2]}
+            return
+    for q, run in enumerate(runs):
+        if counts[q]:
+            yield {"n": counts[q], "step": run[3] * x_w, "to": at[q], "odd": 0, "from": run[2] * x_w}
 
 
 def _band(b: Builder, axes: Axes, direct: bool) -> int:
@@ -286,7 +325,7 @@ def _band(b: Builder, axes: Axes, direct: bool) -> int:
     if direct and d.lines > 1:
         return rows  # the copy at the end of the array has the strides of the whole image
     line = d.map.size * w.phases * round_up(w.lines, b.lanes) * h.phases * b.itemsize
-    most = max(BAND_BYTES // line - h.reach, TILE_ROWS, h.reach)
+    most = max(BAND_BYTES // line - h.reach, TILE_ROWS, 2 * h.reach)
     bands = max(-(-rows // most), min(ENOUGH_TASKS // b.problem.in_channels, rows // (8 + 4 * h.reach)), 1)
     # Whole tiles, where that costs no further band.
     band = -(-rows // bands)

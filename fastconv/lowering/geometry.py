@@ -219,12 +219,12 @@ class Image:
     def of(cls, axes: Axes, pixel: int, lines_h: int | None = None, align: int = 1) -> "Image":
         """Lay out the lines of three axes, `pixel` elements each; `lines_h` if only a band is kept.
 
-        Rows are `align` elements apart, or a multiple of that.
+        Rows are `align` elements apart, or a multiple of that, and may be written up to the next multiple.
         """
         d, h, w = axes
         lines_h = h.lines if lines_h is None else lines_h
         row = -(-w.lines * pixel // align) * align
-        phase = h.phases * lines_h * row
+        phase = h.phases * lines_h * row + (align if align > 1 else 0)
         return cls(
             w.phases * phase, phase, row, pixel, d.phases * d.lines * w.phases * phase, d.lines, lines_h
         )

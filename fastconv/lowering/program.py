@@ -39,9 +39,9 @@ _DEPTHWISE_PLANES = (
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
     "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct"
 )
-_PLANE_SUM = "groups blocks x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d"
-_PLANE_TILE = "rows size part x y"
-_COPY = "rows n step to to_row from from_row"
+_PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d"
+_PLANE_TILE = "rows size part x y groups blocks"
+_COPY = "rows n step to odd to_row from from_row"
 _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
     "activation"
