@@ -75,7 +75,7 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         columns = Columns(b, axes, s, image, band, whole=bands == 1)
         step = columns.row_step
         x, y = (image.h, 1), (s[1].step * y_h, s[2].step * y_w)
-        lists = [list(_tiles(b, rows, s[2].count, columns, x, y)) for rows in (band, s[1].count - (bands - 1) * band)]
+        lists = [list(_tiles(b, rows, s[2].count, columns, x, y)) for rows in (min(band, s[1].count), s[1].count - (bands - 1) * band)]
         end = dict.fromkeys(WORDS["plane_tile"], 0)
         records.append(
             {
