@@ -135,5 +135,104 @@ static const FN(columns_fn) FN(columns)[MAX_ROWS + 1][5] = {
 };
 #undef C_
 #undef H_
+
+/* The same with channels last: the rows of a tile are pixels of one row, a vector is of channels, and each pixel that is
+ * read has an address. Results go to y[r * y_row + channel], for `many` vectors of channels. */
+typedef struct {
+    real *y;
+    int64_t y_row;
+    const real *bias; /* may be null */
+    int64_t part;     /* channels of the only vector, if not all */
+    int64_t many;
+    const real *total;
+    int activation;
+} FN(pixels_out);
+
+INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int part, const int64_t *column, int64_t channel,
+                                     const real *w, int64_t w_step, int64_t left, vec acc[MAX_ROWS])
+{
+    const real *wk = w + column[1] + channel;
+    const int64_t *pixel = column + 2;
+    vec weight[MAX_ROWS];
+    UNROLL(8)
+    for (int j = 0; j < taps; j++, wk += w_step)
+        weight[j] = FN(held)(FN(load)(wk));
+    UNROLL(16)
+    for (int i = 0; i < rows + taps - 1; i++) {
+        const real *x = (const real *)pixel[i] + channel;
+        vec value = FN(held)(part ? FN(load_part)(x, left) : FN(load)(x));
+        UNROLL(8)
+        for (int j = 0; j < taps; j++)
+            if (i - j >= 0 && i - j < rows)
+                acc[i - j] = FN(fma)(weight[j], value, acc[i - j]);
+    }
+    return pixel + rows + taps - 1;
+}
+
+INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int64_t *columns, int64_t channel, const real *w,
+                                      int64_t w_step, const FN(pixels_out) *out)
+{
+    const int64_t *column = columns;
+    for (int64_t last = channel + out->many * LANES; channel < last; channel += LANES) {
+        vec acc[MAX_ROWS], bias = {0};
+        UNROLL(8)
+        for (int r = 0; r < rows; r++)
+            acc[r] = (vec){0};
+        column = columns;
+        for (;;) {
+#define CASE(TAPS)                                                                                                     \
+    case TAPS:                                                                                                         \
+        column = FN(add_pixels)(rows, TAPS, part, column, channel, w, w_step, part ? out->part : 0, acc);              \
+        continue;
+            switch (column[0]) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) }
+#undef CASE
+            break;
+        }
+        if (out->total) {
+            UNROLL(8)
+            for (int r = 0; r < rows; r++)
+                acc[r] = FN(load)(out->total + r * LANES + channel) + acc[r];
+        }
+        if (out->bias)
+            bias = part ? FN(load_part)(out->bias + channel, out->part) : FN(load)(out->bias + channel);
+        UNROLL(8)
+        for (int r = 0; r < rows; r++)
+            acc[r] += bias;
+        if (out->activation) {
+            vec zero = {0}, most = FN(splat)(out->activation == RELU6 ? (real)6 : (real)INFINITY);
+            UNROLL(8)
+            for (int r = 0; r < rows; r++) {
+                vec t = FN(select)(acc[r] < zero, zero, acc[r]);
+                acc[r] = FN(select)(t > most, most, t);
+            }
+        }
+        real *y = out->y + channel;
+        UNROLL(8)
+        for (int r = 0; r < rows; r++, y += out->y_row) {
+            if (part)
+                FN(store_part)(y, acc[r], out->part);
+            else
+                FN(store)(y, acc[r]);
+        }
+    }
+    return column + 1;
+}
+
+#define SHAPE(R, NAME, PART)                                                                                           \
+    static NOINLINE const int64_t *FN(NAME##_##R)(const int64_t *columns, int64_t channel, const real *w,              \
+                                                  int64_t w_step, const FN(pixels_out) *out)                           \
+    {                                                                                                                  \
+        return FN(pixels_body)(R, PART, columns, channel, w, w_step, out);                                             \
+    }
+#define SHAPES(NAME, PART)                                                                                             \
+    SHAPE(1, NAME, PART) SHAPE(2, NAME, PART) SHAPE(3, NAME, PART) SHAPE(4, NAME, PART)                                \
+    SHAPE(5, NAME, PART) SHAPE(6, NAME, PART) SHAPE(7, NAME, PART) SHAPE(8, NAME, PART)                                \
+    static const FN(pixels_fn) FN(NAME)[] = {0, FN(NAME##_1), FN(NAME##_2), FN(NAME##_3), FN(NAME##_4), FN(NAME##_5), \
+                                             FN(NAME##_6), FN(NAME##_7), FN(NAME##_8)};
+typedef const int64_t *(*FN(pixels_fn))(const int64_t *, int64_t, const real *, int64_t, const FN(pixels_out) *);
+SHAPES(pixels, 0)
+SHAPES(part_pixels, 1)
+#undef SHAPES
+#undef SHAPE
 #undef MAX_ROWS
 #undef MAX_VECTORS

@@ -127,63 +127,96 @@ static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t en
     }
 }
 
-INLINE void FN(pixels_body)(const int pixel_count, const int vector_count, int64_t part, int64_t count, const real *const *taps,
-                            int64_t channel, const real *w, const int64_t *restrict w_offsets, real *c, int64_t add)
+/* Addresses of all that a tile reads: for each column its taps, its weights and its pixels; a 0 behind each K block.
+ * Returns the number of blocks. Rows in the padding are left out, as are in the tables columns that lie there. */
+static int64_t FN(pixel_columns)(const depthwise_pixels_words *a, const pixel_sum_words *sum, const pixel_tile_words *tile,
+                                 const real *x, int64_t d, int64_t h, const real *zeros, int64_t *to)
 {
-    vec sum[PIXELS][PIXEL_VECTORS];
-    UNROLL(4)
-    for (int r = 0; r < pixel_count; r++) {
-        UNROLL(4)
-        for (int v = 0; v < vector_count; v++)
-            sum[r][v] = (vec){0};
-    }
-    for (int64_t k = 0; k < count; k++) {
-        const real *wk = w + w_offsets[k];
-        vec weight[PIXEL_VECTORS];
-        UNROLL(4)
-        for (int v = 0; v < vector_count; v++)
-            weight[v] = FN(load)(wk + v * LANES);
-        UNROLL(4)
-        for (int r = 0; r < pixel_count; r++) {
-            const real *x = taps[k * PIXELS + r] + channel;
-            UNROLL(4)
-            for (int v = 0; v < vector_count; v++)
-                sum[r][v] = FN(fma)(weight[v], part ? FN(load_part)(x, part) : FN(load)(x + v * LANES), sum[r][v]);
+    const int64_t *map_d = (const int64_t *)sum->map_d, *map_h = (const int64_t *)sum->map_h, *w = (const int64_t *)sum->w_rows;
+    int64_t blocks = 1, in_block = 0;
+    for (int64_t i = 0; i < sum->taps_d; i++)
+        for (int64_t j = 0; j < sum->taps_h; j++, w++) {
+            int64_t at_d = map_d[i * sum->n_d + d], at_h = map_h[j * sum->n_h + h];
+            if (at_d < 0 || at_h < 0)
+                continue;
+            const real *row = x + at_d + at_h;
+            for (const int64_t *column = (const int64_t *)tile->columns; column[0];) {
+                int64_t taps = column[0], pixels = tile->pixels + taps - 1;
+                if (in_block + taps > a->k_block) {
+                    *to++ = 0;
+                    blocks++;
+                    in_block = 0;
+                }
+                in_block += taps;
+                *to++ = taps;
+                *to++ = *w + column[1];
+                column += 2;
+                for (int64_t k = 0; k < pixels; k++)
+                    *to++ = (int64_t)(column[k] < 0 ? zeros : row + column[k]);
+                column += pixels;
+            }
         }
-    }
-    UNROLL(4)
-    for (int r = 0; r < pixel_count; r++) {
-        UNROLL(4)
-        for (int v = 0; v < vector_count; v++) {
-            real *to = c + (r * PIXEL_VECTORS + v) * LANES;
-            FN(store)(to, add ? FN(load)(to) + sum[r][v] : sum[r][v]);
-        }
-    }
+    *to = 0;
+    return blocks;
 }
 
-static NOINLINE void FN(pixels)(int64_t pixel_count, int64_t vectors, int64_t part, int64_t count, const real *const *taps,
-                                int64_t channel, const real *w, const int64_t *w_offsets, real *c, int64_t add)
+/* A tile of pixels for all channels. The last vector overlaps the one before, or is the only one. */
+static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t pixels, const int64_t *columns,
+                           int64_t blocks, real *y)
 {
-    /* Fewer pixels than PIXELS run as PIXELS: the addresses of the rest repeat. */
-    (void)pixel_count;
-    if (part)
-        FN(pixels_body)(PIXELS, 1, part, count, taps, channel, w, w_offsets, c, add);
-    else if (vectors == 4 && MANY_REGISTERS)
-        FN(pixels_body)(PIXELS, 4, 0, count, taps, channel, w, w_offsets, c, add);
-    else if (vectors >= 2)
-        FN(pixels_body)(PIXELS, 2, 0, count, taps, channel, w, w_offsets, c, add);
-    else
-        FN(pixels_body)(PIXELS, 1, 0, count, taps, channel, w, w_offsets, c, add);
+    real c[8 * (VEC_BYTES / sizeof(real))];
+    const real *w = (const real *)a->w, *bias = (const real *)a->b;
+    int simple = a->activation <= RELU6;
+    for (int64_t channel = 0; channel < a->channels;) {
+        int64_t left = a->channels - channel, width = LANES, part = 0, many = 1;
+        FN(pixels_fn) tile = FN(pixels)[pixels];
+        if (left >= LANES) {
+            if (blocks == 1 && simple)
+                many = left / LANES;
+        } else {
+#ifdef HALF
+            if (left <= LANES / 2 && a->channels >= LANES / 2) {
+                width = LANES / 2;
+                tile = (FN(pixels_fn))HALF_FN(pixels)[pixels];
+            }
+#endif
+            if (a->channels >= width)
+                channel = a->channels - width;
+            else {
+                part = left;
+                tile = FN(part_pixels)[pixels];
+            }
+        }
+        FN(pixels_out) out = {c - channel, width, 0, part, many, 0, LINEAR};
+        const int64_t *column = columns;
+        for (int64_t block = blocks; block > 1; block--) {
+            column = tile(column, channel, w, sum->w_step, &out);
+            out.total = c - channel;
+        }
+        out.bias = bias;
+        out.activation = simple ? (int)a->activation : LINEAR;
+        if (simple) {
+            out.y = y;
+            out.y_row = sum->y_row;
+        } else {
+            out.y = c - channel;
+        }
+        tile(column, channel, w, sum->w_step, &out);
+        if (!simple) {
+            FN(finish_row)(c, pixels * width, 0, a->activation);
+            for (int64_t r = 0; r < pixels; r++)
+                FN(copy)(y + r * sum->y_row + channel, c + r * width, part ? part : width);
+        }
+        channel += many * width;
+    }
 }
 
 static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const depthwise_pixels_words *a = (const depthwise_pixels_words *)words;
     const pixel_sum_words *sums = (const pixel_sum_words *)a->sums;
-    const real *w = (const real *)a->w, *bias = (const real *)a->b;
     real *zeros = (real *)(a->work + thread * a->work_stride);
-    const real **taps = (const real **)(zeros + a->w_stride);
-    real c[PIXELS * PIXEL_VECTORS * (VEC_BYTES / sizeof(real))];
+    int64_t *columns = (int64_t *)(zeros + a->w_stride);
     FN(clear)(zeros, a->w_stride);
     for (int64_t task = begin; task < end; task++) {
         int64_t image = task / a->tasks, rest = task % a->tasks, s = a->sum_count - 1;
@@ -191,44 +224,13 @@ static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t en
             s--;
         const pixel_sum_words *sum = sums + s;
         rest -= sum->task_begin;
-        int64_t h = rest % sum->n_h, d = rest / sum->n_h, count = sum->taps_d * sum->taps_h * sum->taps_w;
-        const int64_t *map_d = (const int64_t *)sum->map_d, *map_h = (const int64_t *)sum->map_h, *map_w = (const int64_t *)sum->map_w;
+        int64_t h = rest % sum->n_h, d = rest / sum->n_h;
         const real *x = (const real *)a->x + image * a->x_image;
         real *y = (real *)a->y + image * a->y_image + sum->y + d * sum->y_d + h * sum->y_h;
-        for (int64_t p = 0; p < sum->n_w; p += PIXELS) {
-            int64_t pixels = sum->n_w - p < PIXELS ? sum->n_w - p : PIXELS;
-            const real **tap = taps;
-            for (int64_t i = 0; i < sum->taps_d; i++)
-                for (int64_t j = 0; j < sum->taps_h; j++) {
-                    int64_t at_d = map_d[i * sum->n_d + d], at_h = map_h[j * sum->n_h + h];
-                    for (int64_t k = 0; k < sum->taps_w; k++)
-                        for (int64_t r = 0; r < PIXELS; r++) {
-                            int64_t at_w = map_w[k * sum->n_w + p + (r < pixels ? r : pixels - 1)];
-                            *tap++ = at_d < 0 || at_h < 0 || at_w < 0 ? zeros : x + at_d + at_h + at_w;
-                        }
-                }
-            for (int64_t channel = 0; channel < a->channels;) {
-                int64_t left = a->channels - channel, vectors = left / LANES, part = 0, k = 0;
-                if (vectors >= PIXEL_VECTORS && MANY_REGISTERS)
-                    vectors = PIXEL_VECTORS;
-                else if (vectors >= 2)
-                    vectors = 2;
-                else if (vectors == 0)
-                    part = left;
-                do {
-                    int64_t some = count - k < a->k_block ? count - k : a->k_block;
-                    FN(pixels)(pixels, vectors, part, some, taps + k * PIXELS, channel, w + channel, (const int64_t *)sum->w_offsets + k, c, k > 0);
-                    k += some;
-                } while (k < count);
-                int64_t done = part ? part : vectors * LANES;
-                for (int64_t r = 0; r < pixels; r++) {
-                    real *cr = c + r * PIXEL_VECTORS * LANES;
-                    if (bias || a->activation)
-                        FN(finish_lanes)(cr, done, bias ? bias + channel : 0, a->activation);
-                    FN(copy)(y + (p + r) * sum->y_w + channel, cr, done);
-                }
-                channel += done;
-            }
+        const pixel_tile_words *tile = (const pixel_tile_words *)sum->tiles;
+        for (int64_t t = 0; t < sum->tile_count; t++, tile++) {
+            int64_t blocks = FN(pixel_columns)(a, sum, tile, x, d, h, zeros, columns);
+            FN(pixel_tile)(a, sum, tile->pixels, columns, blocks, y + tile->y);
         }
     }
 }

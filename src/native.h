@@ -42,10 +42,6 @@
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
-/* Depthwise tiles with channels last: pixels, and vectors of channels. */
-#define PIXELS 4
-#define PIXEL_VECTORS 4
-
 #define ENGINE_NAMES "halo_planes halo_pixels pack dense_rows dense_lanes depthwise_planes depthwise_pixels deform"
 
 /* The register tile is TILE_ROWS x TILE_VECTORS with pixels in the vectors, LANE_ROWS x LANE_VECTORS with channels. */

@@ -94,17 +94,23 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
  * two included), (image, weight) of each column's first tap. */
 #define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y) W(groups) W(blocks)
 
-/* depthwise_pixels: one input channel a group, channels last. No halo at all: each tap of each pixel has an address,
- * from three tables, and padding is a row of zeros. */
+/* depthwise_pixels: one input channel a group, channels last. No halo at all: the pixels that a tile reads have addresses,
+ * and padding is a pixel of zeros. A task is a row of output pixels. */
 #define DEPTHWISE_PIXELS_WORDS(W)                                                                                      \
     W(x) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                               \
     W(x_image) W(y_image) W(channels) W(w_stride)                                                                      \
     W(sums) W(sum_count) W(tasks) W(k_block) W(activation)
 
-/* A sum of depthwise_pixels: offset of tap t and output index q on an axis at table[t * n + q], -1 in the padding. */
+/* A sum of depthwise_pixels: map_d[t * n + q] is the offset of tap t for output q, -1 in the padding; w_rows the weights
+ * of each (tap of D, tap of H), and w_step lies between those of a column. */
 #define PIXEL_SUM_WORDS(W)                                                                                             \
-    W(task_begin) W(taps_d) W(taps_h) W(taps_w) W(map_d) W(map_h) W(map_w) W(w_offsets)                                \
-    W(y) W(y_d) W(y_h) W(y_w) W(n_d) W(n_h) W(n_w)
+    W(task_begin) W(taps_d) W(taps_h) W(map_d) W(map_h) W(w_rows) W(w_step)                                            \
+    W(tiles) W(tile_count)                                                                                             \
+    W(y) W(y_d) W(y_h) W(y_row) W(n_d) W(n_h)
+
+/* Pixels of a tile in a row, where the first is written, and the columns of taps along W: for each its taps, its weights
+ * and the offsets of the pixels + taps - 1 pixels it reads (-1: padding); then a 0. */
+#define PIXEL_TILE_WORDS(W) W(pixels) W(y) W(columns)
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
  * behind the slowest axis). A task is a tile of output pixels. */
@@ -143,6 +149,7 @@ DECLARE(plane_tile_words, PLANE_TILE_WORDS)
 DECLARE(copy_words, COPY_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
+DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 
@@ -161,6 +168,7 @@ static const word_layout word_layouts[] = {
     {"copy", COPY_WORDS(W_NAME)},
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
+    {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
 };

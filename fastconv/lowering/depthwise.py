@@ -17,7 +17,6 @@ from .geometry import (
     axes_of,
     convolution_axis,
     input_strides,
-    kernel_index,
     output_strides,
     sums_of,
 )
@@ -37,8 +36,6 @@ MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
 # Rows of a tile that make it worth while to lie a dilation apart.
 MIN_ROWS = int(__import__('os').environ.get('MR','3'))
-# As in src/native.h: pixels of a tile with channels last.
-PIXELS = 4
 GFLOPS = 20.0
 
 
@@ -52,7 +49,7 @@ def lower_depthwise(problem: Problem, engines: Engines) -> Any:
         return b.finish(0, "none: no tap meets the input")
     if problem.layout == "NHWC":
         _lower_pixels(b, axes)
-        tile = f"{PIXELS} pixels x {4 * b.lanes} channels"
+        tile = f"{TILE_ROWS} pixels x {b.lanes} channels"
     else:
         _lower_planes(b, axes)
         tile = f"{TILE_ROWS} rows x {b.lanes} pixels"
@@ -239,18 +236,23 @@ def _tiles(
     b: Builder, rows: int, width: int, columns: Columns, x: tuple[int, int], y: tuple[int, int]
 ) -> Iterator[dict[str, int]]:
     """Cover rows x width pixels with tiles; x and y are the strides of (row, pixel)."""
-    step = columns.row_step
+    step, halves = columns.row_step, b.engines.vec_bytes == HALVED_BYTES
+    for some, first in _tile_rows(rows, step):
+        taps = columns.of_rows(range(first, first + some * step, step))
+        for size, at, part in _pieces(width, b.lanes, MOST_VECTORS[some], halves):
+            place = {"x": first * x[0] + at * x[1], "y": first * y[0] + at * y[1]}
+            yield {"rows": some, "size": size, "part": part} | place | taps
+
+
+def _tile_rows(rows: int, step: int) -> Iterator[tuple[int, int]]:
+    """Share out rows, `step` apart, to tiles of about the same size: (rows of the tile, the first of them)."""
     for first in range(min(step, max(rows, 0))):
         left = -(-(rows - first) // step)
-        at_row = first
         for tiles in range(-(-left // TILE_ROWS), 0, -1):
             some = -(-left // tiles)
-            taps = columns.of_rows(range(at_row, at_row + some * step, step))
-            for size, at, part in _pieces(width, b.lanes, MOST_VECTORS[some], b.engines.vec_bytes == HALVED_BYTES):
-                place = {"x": at_row * x[0] + at * x[1], "y": at_row * y[0] + at * y[1]}
-                yield {"rows": some, "size": size, "part": part} | place | taps
+            yield some, first
             left -= some
-            at_row += some * step
+            first += some * step
 
 
 def _pieces(width: int, lanes: int, most: int, halves: bool) -> Iterator[tuple[int, int, int]]:
@@ -344,27 +346,31 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
     one = {"source": np.arange(p.taps), "x": 0, "w": 0, "w_group": 0, "w_block": 0}
     packed = b.pack([one], p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
     y_image, _, y_d, y_h, y_w = output_strides(p)
-    records, tasks = [], 0
+    records, tasks, most_words = [], 0, 0
     for s in sums_of(axes):
         sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]
         maps = [np.where(at >= 0, at * stride, -1) for at, stride in zip(sources, strides, strict=True)]
+        step, tap_step = _row_step(s[2], s[2].count)
+        tiles, words_of_row = _pixel_tiles(b, s[2], maps[2], w_stride, (step, tap_step), y_w * s[2].step)
+        kernel_rows = s[0].taps[:, None] * axes[1].kernel + s[1].taps
+        most_words = max(most_words, len(s[0].taps) * len(s[1].taps) * words_of_row)
         records.append(
             {
                 "task_begin": tasks,
                 "taps_d": len(s[0].taps),
                 "taps_h": len(s[1].taps),
-                "taps_w": len(s[2].taps),
                 "map_d": b.table(maps[0]),
                 "map_h": b.table(maps[1]),
-                "map_w": b.table(maps[2]),
-                "w_offsets": b.table(kernel_index(axes, s) * w_stride),
+                "w_rows": b.table(kernel_rows.ravel() * axes[2].kernel * w_stride),
+                "w_step": tap_step * w_stride,
+                "tiles": b.records("pixel_tile", tiles),
+                "tile_count": len(tiles),
                 "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
-                "y_w": s[2].step * y_w,
+                "y_row": step * s[2].step * y_w,
                 "n_d": s[0].count,
                 "n_h": s[1].count,
-                "n_w": s[2].count,
             }
         )
         tasks += s[0].count * s[1].count
@@ -373,7 +379,7 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
         w=packed,
         b=b.operand("bias"),
         y=b.operand("output"),
-        work=b.thread(w_stride + PIXELS * p.taps * 8 // b.itemsize),
+        work=b.thread(w_stride + (most_words + 1) * 8 // b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         x_image=x_image,
@@ -387,6 +393,29 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
         activation=b.engines.activation(p),
     )
     b.stage("depthwise_pixels", tasks, words)
+
+
+def _pixel_tiles(
+    b: Builder, w: AxisSum, offsets: np.ndarray, w_stride: int, steps: tuple[int, int], y_w: int
+) -> tuple[list[dict[str, int]], int]:
+    """Return tiles that cover a row of pixels, and the words that the columns of one may take in a kernel row.
+
+    `offsets` holds where each (tap, output) reads, -1 in the padding; a tile leaves out what lies only there.
+    """
+    runs = _runs(w, np.arange(len(w.taps)), *steps)
+    tiles, most = [], 0
+    for some, first in _tile_rows(w.count, steps[0]):
+        outputs = first + steps[0] * np.arange(some)
+        columns: list[int] = []
+        words = 0
+        for run in runs:
+            pixels = [offsets[run[max(i - some + 1, 0)], outputs[min(i, some - 1)]] for i in range(some + len(run) - 1)]
+            if max(pixels) >= 0:
+                columns += [len(run), int(w.taps[run[0]]) * w_stride, *map(int, pixels)]
+                words += 1  # a column may begin a K block
+        most = max(most, len(columns) + words)
+        tiles.append({"pixels": some, "y": first * y_w, "columns": b.table([*columns, 0])})
+    return tiles, most
 
 
 def _repeat(b: Builder) -> tuple[Operand, int, list[int]]:

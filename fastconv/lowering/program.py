@@ -46,7 +46,10 @@ _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
     "activation"
 )
-_PIXEL_SUM = "task_begin taps_d taps_h taps_w map_d map_h map_w w_offsets y y_d y_h y_w n_d n_h n_w"
+_PIXEL_SUM = (
+    "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
+)
+_PIXEL_TILE = "pixels y columns"
 _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
@@ -66,6 +69,7 @@ WORDS = {
     "copy": tuple(_COPY.split()),
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
+    "pixel_tile": tuple(_PIXEL_TILE.split()),
     "deform": tuple(_DEFORM.split()),
     "block": tuple(_BLOCK.split()),
 }
