@@ -136,8 +136,10 @@ static const FN(columns_fn) FN(columns)[MAX_ROWS + 1][5] = {
 #undef C_
 #undef H_
 
-/* The same with channels last: the rows of a tile are pixels of one row, a vector is of channels, and each pixel that is
- * read has an address. Results go to y[r * y_row + channel], for `many` vectors of channels. */
+/* The same with channels last: the rows of a tile are pixels of one row, and a vector is of channels. Kernel rows are
+ * pairs of (address of an image row, its weights), their number in front; all of them have the same columns: taps,
+ * weights, and where in an image row the rows + taps - 1 pixels lie, in bytes. Results go to y[r * y_row + channel],
+ * for `many` vectors of channels. */
 typedef struct {
     real *y;
     int64_t y_row;
@@ -148,10 +150,10 @@ typedef struct {
     int activation;
 } FN(pixels_out);
 
-INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int part, const int64_t *column, int64_t channel,
+INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int part, const int64_t *column, const char *x,
                                      const real *w, int64_t w_step, int64_t left, vec acc[MAX_ROWS])
 {
-    const real *wk = w + column[1] + channel;
+    const real *wk = w + column[1];
     const int64_t *pixel = column + 2;
     vec weight[MAX_ROWS];
     UNROLL(8)
@@ -159,8 +161,8 @@ INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int p
         weight[j] = FN(held)(FN(load)(wk));
     UNROLL(16)
     for (int i = 0; i < rows + taps - 1; i++) {
-        const real *x = (const real *)pixel[i] + channel;
-        vec value = FN(held)(part ? FN(load_part)(x, left) : FN(load)(x));
+        const real *at = (const real *)(x + pixel[i]);
+        vec value = FN(held)(part ? FN(load_part)(at, left) : FN(load)(at));
         UNROLL(8)
         for (int j = 0; j < taps; j++)
             if (i - j >= 0 && i - j < rows)
@@ -169,24 +171,28 @@ INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int p
     return pixel + rows + taps - 1;
 }
 
-INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int64_t *columns, int64_t channel, const real *w,
-                                      int64_t w_step, const FN(pixels_out) *out)
+INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int64_t *kernel_rows, const int64_t *columns,
+                                      int64_t channel, const real *w, int64_t w_step, const FN(pixels_out) *out)
 {
-    const int64_t *column = columns;
+    const int64_t *column = columns, *row_end = kernel_rows + 1 + 2 * kernel_rows[0];
     for (int64_t last = channel + out->many * LANES; channel < last; channel += LANES) {
         vec acc[MAX_ROWS], bias = {0};
         UNROLL(8)
         for (int r = 0; r < rows; r++)
             acc[r] = (vec){0};
-        column = columns;
-        for (;;) {
+        for (const int64_t *row = kernel_rows + 1; row < row_end; row += 2) {
+            const char *x = (const char *)(row[0] + channel * (int64_t)sizeof(real));
+            const real *w_row = w + row[1] + channel;
+            column = columns;
+            for (;;) {
 #define CASE(TAPS)                                                                                                     \
     case TAPS:                                                                                                         \
-        column = FN(add_pixels)(rows, TAPS, part, column, channel, w, w_step, part ? out->part : 0, acc);              \
+        column = FN(add_pixels)(rows, TAPS, part, column, x, w_row, w_step, part ? out->part : 0, acc);                \
         continue;
-            switch (column[0]) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) }
+                switch (column[0]) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) }
 #undef CASE
-            break;
+                break;
+            }
         }
         if (out->total) {
             UNROLL(8)
@@ -219,17 +225,17 @@ INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int6
 }
 
 #define SHAPE(R, NAME, PART)                                                                                           \
-    static NOINLINE const int64_t *FN(NAME##_##R)(const int64_t *columns, int64_t channel, const real *w,              \
-                                                  int64_t w_step, const FN(pixels_out) *out)                           \
+    static NOINLINE const int64_t *FN(NAME##_##R)(const int64_t *kernel_rows, const int64_t *columns, int64_t channel, \
+                                                  const real *w, int64_t w_step, const FN(pixels_out) *out)            \
     {                                                                                                                  \
-        return FN(pixels_body)(R, PART, columns, channel, w, w_step, out);                                             \
+        return FN(pixels_body)(R, PART, kernel_rows, columns, channel, w, w_step, out);                                \
     }
 #define SHAPES(NAME, PART)                                                                                             \
     SHAPE(1, NAME, PART) SHAPE(2, NAME, PART) SHAPE(3, NAME, PART) SHAPE(4, NAME, PART)                                \
     SHAPE(5, NAME, PART) SHAPE(6, NAME, PART) SHAPE(7, NAME, PART) SHAPE(8, NAME, PART)                                \
     static const FN(pixels_fn) FN(NAME)[] = {0, FN(NAME##_1), FN(NAME##_2), FN(NAME##_3), FN(NAME##_4), FN(NAME##_5), \
                                              FN(NAME##_6), FN(NAME##_7), FN(NAME##_8)};
-typedef const int64_t *(*FN(pixels_fn))(const int64_t *, int64_t, const real *, int64_t, const FN(pixels_out) *);
+typedef const int64_t *(*FN(pixels_fn))(const int64_t *, const int64_t *, int64_t, const real *, int64_t, const FN(pixels_out) *);
 SHAPES(pixels, 0)
 SHAPES(part_pixels, 1)
 #undef SHAPES

@@ -127,48 +127,62 @@ static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t en
     }
 }
 
-/* Addresses of all that a tile reads: for each column its taps, its weights and its pixels; a 0 behind each K block.
- * Returns the number of blocks. Rows in the padding are left out, as are in the tables columns that lie there. */
-static int64_t FN(pixel_columns)(const depthwise_pixels_words *a, const pixel_sum_words *sum, const pixel_tile_words *tile,
-                                 const real *x, int64_t d, int64_t h, const real *zeros, int64_t *to)
+/* The kernel rows that output row (d, h) meets, with how many they are in front. */
+static void FN(kernel_rows)(const pixel_sum_words *sum, const real *x, int64_t d, int64_t h, int64_t *rows)
 {
     const int64_t *map_d = (const int64_t *)sum->map_d, *map_h = (const int64_t *)sum->map_h, *w = (const int64_t *)sum->w_rows;
-    int64_t blocks = 1, in_block = 0;
+    int64_t count = 0;
     for (int64_t i = 0; i < sum->taps_d; i++)
         for (int64_t j = 0; j < sum->taps_h; j++, w++) {
             int64_t at_d = map_d[i * sum->n_d + d], at_h = map_h[j * sum->n_h + h];
             if (at_d < 0 || at_h < 0)
                 continue;
-            const real *row = x + at_d + at_h;
-            for (const int64_t *column = (const int64_t *)tile->columns; column[0];) {
-                int64_t taps = column[0], pixels = tile->pixels + taps - 1;
-                if (in_block + taps > a->k_block) {
-                    *to++ = 0;
-                    blocks++;
-                    in_block = 0;
-                }
-                in_block += taps;
-                *to++ = taps;
-                *to++ = *w + column[1];
-                column += 2;
-                for (int64_t k = 0; k < pixels; k++)
-                    *to++ = (int64_t)(column[k] < 0 ? zeros : row + column[k]);
-                column += pixels;
-            }
+            rows[1 + 2 * count] = (int64_t)(x + at_d + at_h);
+            rows[2 + 2 * count] = *w;
+            count++;
         }
-    *to = 0;
-    return blocks;
+    rows[0] = count;
 }
 
-/* A tile of pixels for all channels. The last vector overlaps the one before, or is the only one. */
-static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t pixels, const int64_t *columns,
-                           int64_t blocks, real *y)
+/* All columns of a tile as if of one kernel row, with addresses for places, so that padding can be a pixel of zeros; a 0
+ * behind each K block, and the number of blocks in front. */
+static void FN(addressed_columns)(const int64_t *kernel_rows, const int64_t *columns, int64_t pixels, int64_t k_block,
+                                  const real *zeros, int64_t *to)
+{
+    int64_t *blocks = to++, in_block = 0;
+    *blocks = 1;
+    for (int64_t r = 0; r < kernel_rows[0]; r++) {
+        int64_t x = kernel_rows[1 + 2 * r], w = kernel_rows[2 + 2 * r];
+        for (const int64_t *column = columns; column[0];) {
+            int64_t taps = column[0], places = pixels + taps - 1;
+            if (in_block + taps > k_block) {
+                *to++ = 0;
+                ++*blocks;
+                in_block = 0;
+            }
+            in_block += taps;
+            to[0] = taps;
+            to[1] = w + column[1];
+            to += 2;
+            column += 2;
+            for (int64_t k = 0; k < places; k++)
+                to[k] = column[k] < 0 ? (int64_t)zeros : x + column[k];
+            to += places;
+            column += places;
+        }
+    }
+    *to = 0;
+}
+
+/* A tile of pixels for some channels. The last vector of all overlaps the one before, or is the only one. */
+static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t pixels, const int64_t *kernel_rows,
+                           const int64_t *columns, int64_t blocks, int64_t channel, int64_t end, real *y)
 {
     real c[8 * (VEC_BYTES / sizeof(real))];
     const real *w = (const real *)a->w, *bias = (const real *)a->b;
     int simple = a->activation <= RELU6;
-    for (int64_t channel = 0; channel < a->channels;) {
-        int64_t left = a->channels - channel, width = LANES, part = 0, many = 1;
+    while (channel < end) {
+        int64_t left = end - channel, width = LANES, part = 0, many = 1;
         FN(pixels_fn) tile = FN(pixels)[pixels];
         if (left >= LANES) {
             if (blocks == 1 && simple)
@@ -190,7 +204,7 @@ static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_word
         FN(pixels_out) out = {c - channel, width, 0, part, many, 0, LINEAR};
         const int64_t *column = columns;
         for (int64_t block = blocks; block > 1; block--) {
-            column = tile(column, channel, w, sum->w_step, &out);
+            column = tile(kernel_rows, column, channel, w, sum->w_step, &out);
             out.total = c - channel;
         }
         out.bias = bias;
@@ -198,10 +212,8 @@ static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_word
         if (simple) {
             out.y = y;
             out.y_row = sum->y_row;
-        } else {
-            out.y = c - channel;
         }
-        tile(column, channel, w, sum->w_step, &out);
+        tile(kernel_rows, column, channel, w, sum->w_step, &out);
         if (!simple) {
             FN(finish_row)(c, pixels * width, 0, a->activation);
             for (int64_t r = 0; r < pixels; r++)
@@ -213,10 +225,11 @@ static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_word
 
 static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
+    static const int64_t one_row[] = {1, 0, 0};
     const depthwise_pixels_words *a = (const depthwise_pixels_words *)words;
     const pixel_sum_words *sums = (const pixel_sum_words *)a->sums;
     real *zeros = (real *)(a->work + thread * a->work_stride);
-    int64_t *columns = (int64_t *)(zeros + a->w_stride);
+    int64_t *rows = (int64_t *)(zeros + a->w_stride), *lists = rows + a->row_words, size = CHANNEL_VECTORS * LANES;
     FN(clear)(zeros, a->w_stride);
     for (int64_t task = begin; task < end; task++) {
         int64_t image = task / a->tasks, rest = task % a->tasks, s = a->sum_count - 1;
@@ -225,12 +238,23 @@ static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t en
         const pixel_sum_words *sum = sums + s;
         rest -= sum->task_begin;
         int64_t h = rest % sum->n_h, d = rest / sum->n_h;
-        const real *x = (const real *)a->x + image * a->x_image;
         real *y = (real *)a->y + image * a->y_image + sum->y + d * sum->y_d + h * sum->y_h;
-        const pixel_tile_words *tile = (const pixel_tile_words *)sum->tiles;
-        for (int64_t t = 0; t < sum->tile_count; t++, tile++) {
-            int64_t blocks = FN(pixel_columns)(a, sum, tile, x, d, h, zeros, columns);
-            FN(pixel_tile)(a, sum, tile->pixels, columns, blocks, y + tile->y);
+        const pixel_tile_words *tiles = (const pixel_tile_words *)sum->tiles;
+        FN(kernel_rows)(sum, (const real *)a->x + image * a->x_image, d, h, rows);
+        for (int64_t t = 0; t < sum->tile_count; t++)
+            if (tiles[t].list >= 0)
+                FN(addressed_columns)(rows, (const int64_t *)tiles[t].columns, tiles[t].pixels, a->k_block, zeros, lists + tiles[t].list);
+        /* By blocks of channels: what the tiles of a row read in common is still in L1. */
+        for (int64_t channel = 0; channel < a->channels; channel += size) {
+            int64_t last = channel + size < a->channels ? channel + size : a->channels;
+            for (int64_t t = 0; t < sum->tile_count; t++) {
+                const pixel_tile_words *tile = tiles + t;
+                const int64_t *list = lists + tile->list;
+                if (tile->list < 0)
+                    FN(pixel_tile)(a, sum, tile->pixels, rows, (const int64_t *)tile->columns, 1, channel, last, y + tile->y);
+                else
+                    FN(pixel_tile)(a, sum, tile->pixels, one_row, list + 1, list[0], channel, last, y + tile->y);
+            }
         }
     }
 }

@@ -101,9 +101,16 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
                             int64_t channels, int64_t repeat, int64_t first_channel)
 {
     if (repeat > 1) {
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t c = 0; c < channels; c++)
-                y[i * y_w + c] = x[i * step + (first_channel + c) / repeat * x_channel];
+        for (int64_t i = 0; i < count; i++) {
+            const real *from = x + i * step + first_channel / repeat * x_channel;
+            for (int64_t c = 0, r = first_channel % repeat; c < channels; c++) {
+                y[i * y_w + c] = *from;
+                if (++r == repeat) {
+                    r = 0;
+                    from += x_channel;
+                }
+            }
+        }
     } else if (x_channel == 1) {
         for (int64_t i = 0; i < count; i++)
             FN(copy)(y + i * y_w, x + i * step + first_channel, channels);

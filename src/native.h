@@ -42,6 +42,9 @@
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
+/* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
+#define CHANNEL_VECTORS 16
+
 #define ENGINE_NAMES "halo_planes halo_pixels pack dense_rows dense_lanes depthwise_planes depthwise_pixels deform"
 
 /* The register tile is TILE_ROWS x TILE_VECTORS with pixels in the vectors, LANE_ROWS x LANE_VECTORS with channels. */

@@ -99,6 +99,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 #define DEPTHWISE_PIXELS_WORDS(W)                                                                                      \
     W(x) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                               \
     W(x_image) W(y_image) W(channels) W(w_stride)                                                                      \
+    W(row_words)               /* room for the kernel rows that an output row meets */                                 \
     W(sums) W(sum_count) W(tasks) W(k_block) W(activation)
 
 /* A sum of depthwise_pixels: map_d[t * n + q] is the offset of tap t for output q, -1 in the padding; w_rows the weights
@@ -109,8 +110,9 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(y) W(y_d) W(y_h) W(y_row) W(n_d) W(n_h)
 
 /* Pixels of a tile in a row, where the first is written, and the columns of taps along W: for each its taps, its weights
- * and the offsets of the pixels + taps - 1 pixels it reads (-1: padding); then a 0. */
-#define PIXEL_TILE_WORDS(W) W(pixels) W(y) W(columns)
+ * and where in an image row the pixels + taps - 1 pixels lie that it reads, in bytes (-1: padding); then a 0. list: where
+ * a list of their addresses is made; -1 if none is needed, since nothing is padded and there is but one K block. */
+#define PIXEL_TILE_WORDS(W) W(pixels) W(y) W(columns) W(list)
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
  * behind the slowest axis). A task is a tile of output pixels. */

@@ -34,8 +34,8 @@ MAX_TAPS = 5
 # a vector where vectors are so wide.
 MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
-# Rows of a tile that make it worth while to lie a dilation apart.
-MIN_ROWS = int(__import__('os').environ.get('MR','3'))
+# Rows of a tile, pixels of a tile, that make it worth while to lie a dilation apart.
+MIN_ROWS, MIN_PIXELS = 3, 2
 GFLOPS = 20.0
 
 
@@ -156,7 +156,7 @@ class Columns:
     def __init__(self, b: Builder, axes: Axes, sums: Sums, image: Image, band: int, whole: bool):
         self.b, self.axes, self.sums, self.image, self.whole = b, axes, sums, image, whole
         h = sums[1]
-        self.row_step, self.tap_step = _row_step(h, min(band, h.count))
+        self.row_step, self.tap_step = _row_step(h, min(band, h.count), MIN_ROWS)
         self.w_step = self.tap_step * axes[2].kernel
         self._known: dict[bytes, dict[str, int]] = {}
 
@@ -202,7 +202,7 @@ class Columns:
         return [*groups, 0], blocks
 
 
-def _row_step(h: AxisSum, rows: int) -> tuple[int, int]:
+def _row_step(h: AxisSum, rows: int, least: int) -> tuple[int, int]:
     """Return lines between neighbouring rows of a tile, and kernel rows between the taps they share lines by."""
     order = np.lexsort((h.offsets, h.phases))
     pairs = [
@@ -212,7 +212,7 @@ def _row_step(h: AxisSum, rows: int) -> tuple[int, int]:
     ]
     row_step, tap_step = max(set(pairs), key=pairs.count) if pairs else (1, 1)
     # Where too few rows would share what they load: tiles of neighbouring rows, each tap by itself.
-    return (row_step, tap_step) if row_step == 1 or rows // row_step >= MIN_ROWS else (1, 0)
+    return (row_step, tap_step) if row_step == 1 or rows // row_step >= least else (1, 0)
 
 
 def _runs(h: AxisSum, used: np.ndarray, row_step: int, tap_step: int) -> list[list[int]]:
@@ -346,14 +346,15 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
     one = {"source": np.arange(p.taps), "x": 0, "w": 0, "w_group": 0, "w_block": 0}
     packed = b.pack([one], p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
     y_image, _, y_d, y_h, y_w = output_strides(p)
-    records, tasks, most_words = [], 0, 0
+    records, tasks, row_words, list_words = [], 0, 0, 0
     for s in sums_of(axes):
         sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]
         maps = [np.where(at >= 0, at * stride, -1) for at, stride in zip(sources, strides, strict=True)]
-        step, tap_step = _row_step(s[2], s[2].count)
-        tiles, words_of_row = _pixel_tiles(b, s[2], maps[2], w_stride, (step, tap_step), y_w * s[2].step)
+        step, tap_step = _row_step(s[2], s[2].count, MIN_PIXELS)
         kernel_rows = s[0].taps[:, None] * axes[1].kernel + s[1].taps
-        most_words = max(most_words, len(s[0].taps) * len(s[1].taps) * words_of_row)
+        tiles, words_used = _pixel_tiles(b, s, maps[2], w_stride, (step, tap_step), y_w * s[2].step)
+        row_words = max(row_words, 1 + 2 * kernel_rows.size)
+        list_words = max(list_words, words_used)
         records.append(
             {
                 "task_begin": tasks,
@@ -379,13 +380,14 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
         w=packed,
         b=b.operand("bias"),
         y=b.operand("output"),
-        work=b.thread(w_stride + (most_words + 1) * 8 // b.itemsize),
+        work=b.thread(w_stride + (row_words + list_words) * 8 // b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         x_image=x_image,
         y_image=y_image,
         channels=channels,
         w_stride=w_stride,
+        row_words=row_words,
         sums=b.records("pixel_sum", records),
         sum_count=len(records),
         tasks=tasks,
@@ -396,26 +398,34 @@ def _lower_pixels(b: Builder, axes: Axes) -> None:
 
 
 def _pixel_tiles(
-    b: Builder, w: AxisSum, offsets: np.ndarray, w_stride: int, steps: tuple[int, int], y_w: int
+    b: Builder, sums: Sums, offsets: np.ndarray, w_stride: int, steps: tuple[int, int], y_w: int
 ) -> tuple[list[dict[str, int]], int]:
-    """Return tiles that cover a row of pixels, and the words that the columns of one may take in a kernel row.
+    """Return tiles that cover a row of pixels, and the words that the lists of their addresses take.
 
     `offsets` holds where each (tap, output) reads, -1 in the padding; a tile leaves out what lies only there.
     """
+    w, kernel_rows = sums[2], len(sums[0].taps) * len(sums[1].taps)
+    one_block = kernel_rows * len(w.taps) <= K_BLOCK
+    places = np.where(offsets < 0, -1, offsets * b.itemsize)
     runs = _runs(w, np.arange(len(w.taps)), *steps)
-    tiles, most = [], 0
+    tiles, used = [], 0
     for some, first in _tile_rows(w.count, steps[0]):
         outputs = first + steps[0] * np.arange(some)
         columns: list[int] = []
-        words = 0
+        count, padded = 0, False
         for run in runs:
-            pixels = [offsets[run[max(i - some + 1, 0)], outputs[min(i, some - 1)]] for i in range(some + len(run) - 1)]
-            if max(pixels) >= 0:
-                columns += [len(run), int(w.taps[run[0]]) * w_stride, *map(int, pixels)]
-                words += 1  # a column may begin a K block
-        most = max(most, len(columns) + words)
-        tiles.append({"pixels": some, "y": first * y_w, "columns": b.table([*columns, 0])})
-    return tiles, most
+            taps = np.pad(run, (some - 1, 0), mode="edge")
+            pixels = places[taps, np.pad(outputs, (0, len(run) - 1), mode="edge")]
+            if pixels.max() >= 0:
+                columns += [len(run), int(w.taps[run[0]]) * w_stride, *pixels.tolist()]
+                count += 1
+                padded |= bool(pixels.min() < 0)
+        at = -1
+        if padded or not one_block:
+            at = used
+            used += 2 + kernel_rows * (len(columns) + count)  # a 0 behind each column, at most
+        tiles.append({"pixels": some, "y": first * y_w, "columns": b.table([*columns, 0]), "list": at})
+    return tiles, used
 
 
 def _repeat(b: Builder) -> tuple[Operand, int, list[int]]:

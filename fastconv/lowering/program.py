@@ -43,13 +43,13 @@ _PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d"
 _PLANE_TILE = "rows size part x y groups blocks"
 _COPY = "rows n step to odd to_row from from_row"
 _DEPTHWISE_PIXELS = (
-    "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
+    "x w b y work work_stride images x_image y_image channels w_stride row_words sums sum_count tasks k_block "
     "activation"
 )
 _PIXEL_SUM = (
     "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
 )
-_PIXEL_TILE = "pixels y columns"
+_PIXEL_TILE = "pixels y columns list"
 _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
