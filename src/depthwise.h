@@ -75,6 +75,21 @@ INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_tile_words *ti
     }
 }
 
+/* y[i * count + k] = x[k * x_row + i] for i * count + k < n. */
+static void FN(merge)(real *restrict y, const real *restrict x, int64_t x_row, int64_t count, int64_t n)
+{
+    int64_t i = 0, whole = n / count;
+    if (count == 2)
+        for (; i + LANES <= whole; i += LANES) {
+            vec a = FN(load)(x + i), b = FN(load)(x + x_row + i);
+            FN(store)(y + 2 * i, FN(zip_low)(a, b));
+            FN(store)(y + 2 * i + LANES, FN(zip_high)(a, b));
+        }
+    FN(transpose)(y + count * i, count, x + i, x_row, count, whole - i);
+    for (int64_t k = 0; k < n - whole * count; k++)
+        y[whole * count + k] = x[k * x_row + whole];
+}
+
 /* Where a task lies; counted and not divided out, because small planes take no longer than a few divisions. */
 typedef struct {
     int64_t band, channel, image;
@@ -88,6 +103,28 @@ INLINE void FN(step_place)(const depthwise_planes_words *a, FN(place) *p)
             p->channel = 0;
             p->image++;
         }
+    }
+}
+
+/* The sums of one band that share output rows, for one output channel. */
+static void FN(sum_band)(const depthwise_planes_words *a, const plane_sum_words *sums, const real *lines, int64_t image, int64_t o,
+                         int64_t band, real *scratch)
+{
+    const real *w = (const real *)a->w + o * a->kernel_taps;
+    real bias = a->b ? ((const real *)a->b)[o] : 0, *apart = scratch + a->spare;
+    real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sums->y + band * a->band * sums->y_h;
+    int last = band == a->bands - 1;
+    for (int64_t d = 0; d < sums->n_d; d++, y += sums->y_d) {
+        for (int64_t s = 0; s < a->w_sums; s++) {
+            const plane_sum_words *sum = sums + s;
+            FN(sum_plane)(sum, (const plane_tile_words *)(last ? sum->last_tiles : sum->tiles), lines + d * sum->x_d, w, bias, a->activation,
+                          a->w_sums == 1 ? y : apart + s * a->spare_sum);
+        }
+        if (a->w_sums == 1)
+            continue;
+        int64_t rows = last ? sums->n_h - band * a->band : a->band;
+        for (int64_t h = 0; h < rows; h++)
+            FN(merge)(y + h * sums->y_h, apart + h * a->spare_sum / a->band, a->spare_sum, a->w_sums, a->out_w);
     }
 }
 
@@ -109,18 +146,9 @@ static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t en
             scratch = swap;
         }
         if (task >= begin) {
-            for (int64_t s = 0; s < a->sum_count; s++) {
-                const plane_sum_words *sum = sums + s;
-                const plane_tile_words *tiles = (const plane_tile_words *)(p.band < a->bands - 1 ? sum->tiles : sum->last_tiles);
-                for (int64_t m = 0; m < a->multiplier; m++) {
-                    int64_t o = p.channel * a->multiplier + m;
-                    const real *w = (const real *)a->w + o * a->kernel_taps;
-                    real bias = a->b ? ((const real *)a->b)[o] : 0;
-                    real *y = (real *)a->y + p.image * a->y_image + o * a->y_channel + sum->y + p.band * a->band * sum->y_h;
-                    for (int64_t d = 0; d < sum->n_d; d++)
-                        FN(sum_plane)(sum, tiles, lines + d * sum->x_d, w, bias, a->activation, y + d * sum->y_d);
-                }
-            }
+            for (int64_t s = 0; s < a->sum_count; s += a->w_sums)
+                for (int64_t m = 0; m < a->multiplier; m++)
+                    FN(sum_band)(a, sums + s, lines, p.image, p.channel * a->multiplier + m, p.band, (real *)(a->work + thread * a->work_stride));
             FN(step_place)(a, &p);
         }
         lines = next_lines;

@@ -43,7 +43,7 @@
 #define MAX_PIXEL_BLOCK 256
 
 /* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
-#define CHANNEL_VECTORS 16
+#define CHANNEL_VECTORS 64
 
 #define ENGINE_NAMES "halo_planes halo_pixels pack dense_rows dense_lanes depthwise_planes depthwise_pixels deform"
 

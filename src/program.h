@@ -75,7 +75,10 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(copies)                  /* copies of each band, each list ending with rows = 0; or null: rows by the maps */    \
     W(line_d) W(line_phase) W(line_h) W(band_size) /* strides of the scratch, and size of a band in it */              \
     W(sums) W(sum_count) W(kernel_taps) W(activation)                                                                  \
-    W(direct)
+    W(direct)                                                                                                          \
+    W(w_sums)                  /* sums that share each output row */                                                   \
+    W(spare) W(spare_sum)      /* where in scratch their results lie apart until all of them are there, if w_sums > 1 */ \
+    W(out_w)
 
 /* Rows of n elements, `step` apart in the source; step 0 clears them. With step -2 every second one of n neighbours goes
  * to `to`, and the others to `odd`. */
@@ -86,7 +89,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(x_row) W(w_step)         /* of a column of taps: from vector to vector of the image, from weight to weight */    \
     W(tiles) W(last_tiles)     /* of a band, and of the last one; each list ends with rows = 0 */                      \
     W(x_d)                                                                                                             \
-    W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d)
+    W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d) W(n_h)
 
 /* Rows and vectors (2^size, or half a vector: size 4) of a tile, where it begins; part: pixels of it that exist, if
  * not all. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of the rows of the tile.

@@ -77,6 +77,21 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 #endif
 }
 
+/* The lanes of two vectors in turn: the first half of them, and the second. */
+#if VEC_BYTES == 64 && IS_FLOAT
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+#elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#elif IS_FLOAT || VEC_BYTES == 32
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 4, 1, 5); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 2, 6, 3, 7); }
+#else
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 2); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 1, 3); }
+#endif
+
 /* Every second lane of two vectors, from lane 0 on and from lane 1 on. */
 #if VEC_BYTES == 64 && IS_FLOAT
 #define EACH_SECOND(a, b, i)                                                                                           \

@@ -67,11 +67,14 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     y_image, y_channel, y_d, y_h, y_w = output_strides(p)
     source = input_strides(p)
     bands = -(-max(s.count for s in h.sums) // band)
+    # Phases of the output along W are merged: each row of them is written whole, from results that lie apart.
+    merged = len(w.sums) > 1 and [s.start for s in w.sums] == list(range(w.sums[0].step))
+    merged_row = round_up(w.sums[0].count, b.lanes)
     records = []
     for s in sums_of(axes):
         columns = Columns(b, axes, s, image, band, whole=bands == 1)
         step = columns.row_step
-        x, y = (image.h, 1), (s[1].step * y_h, s[2].step * y_w)
+        x, y = (image.h, 1), (merged_row, 1) if merged else (s[1].step * y_h, s[2].step * y_w)
         lists = [list(_tiles(b, rows, s[2].count, columns, x, y)) for rows in (min(band, s[1].count), s[1].count - (bands - 1) * band)]
         end = dict.fromkeys(WORDS["plane_tile"], 0)
         records.append(
@@ -81,12 +84,13 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
                 "tiles": b.records("plane_tile", [*lists[0], end]),
                 "last_tiles": b.records("plane_tile", [*lists[1], end]),
                 "x_d": image.d,
-                "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
+                "y": s[0].start * y_d + s[1].start * y_h + (0 if merged else s[2].start * y_w),
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
-                "y_w": s[2].step * y_w,
-                "y_row": step * s[1].step * y_h,
+                "y_w": y[1],
+                "y_row": step * y[0],
                 "n_d": s[0].count,
+                "n_h": s[1].count,
             }
         )
     copies = 0
@@ -95,7 +99,9 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     runs = w.runs()
     before = -int(runs[0, 0]) % b.lanes  # so that the first run begins on a vector
     band_size = round_up(image.size + 2 * b.lanes, b.lanes)
-    work = b.thread(before + 2 * band_size)
+    spare = round_up(2 * band_size, b.lanes)
+    spare_sum = band * merged_row
+    work = b.thread(before + spare + (len(w.sums) * spare_sum + b.lanes if merged else 0))
     if not direct:
         b.copies.append(f"haloed rows: {2 * image.size * b.itemsize / 1e3:.3g} kB a thread")
     words: Words = dict(
@@ -138,6 +144,10 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         kernel_taps=p.taps,
         activation=b.engines.activation(p),
         direct=int(direct),
+        w_sums=len(w.sums) if merged else 1,
+        spare=spare,
+        spare_sum=spare_sum,
+        out_w=w.out,
     )
     b.stage("depthwise_planes", p.in_channels * bands, words)
 

@@ -37,9 +37,10 @@ _DENSE = (
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
-    "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct"
+    "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct w_sums spare "
+    "spare_sum out_w"
 )
-_PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d"
+_PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d n_h"
 _PLANE_TILE = "rows size part x y groups blocks"
 _COPY = "rows n step to odd to_row from from_row"
 _DEPTHWISE_PIXELS = (
