@@ -50,8 +50,8 @@ INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load
 static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
 {
     real *y = to + c->to, *odd = to + c->odd;
-    int64_t y_row = c->to_row, x_row = c->from_row, n = c->n, step = c->step;
-    x += c->from;
+    int64_t y_row = c->to_row, x_row = c->at_row, n = c->n, step = c->step;
+    x += c->at;
     if (step == 1 && ISA_LEVEL > 0) {
         int64_t whole = (n - 1) / LANES * LANES;
         for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row) {

@@ -82,7 +82,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 
 /* Rows of n elements, `step` apart in the source; step 0 clears them. With step -2 every second one of n neighbours goes
  * to `to`, and the others to `odd`. */
-#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(to_row) W(from) W(from_row)
+#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(to_row) W(at) W(at_row)
 
 /* A sum of depthwise_planes. */
 #define PLANE_SUM_WORDS(W)                                                                                             \

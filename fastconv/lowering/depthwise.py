@@ -303,8 +303,8 @@ def _copies(
             for top, bottom, copied in spans:
                 for piece in pieces if bottom > top else ():
                     to = at + top * image.h
-                    places = {"to": to + piece["to"], "odd": to + piece["odd"], "from": row + piece["from"]}
-                    rows = {"rows": bottom - top, "to_row": image.h, "from_row": step * source[3]}
+                    places = {"to": to + piece["to"], "odd": to + piece["odd"], "at": row + piece["at"]}
+                    rows = {"rows": bottom - top, "to_row": image.h, "at_row": step * source[3]}
                     if copied:
                         records.append(piece | places | rows)
                         continue
@@ -323,11 +323,11 @@ def _row_pieces(w: Axis, image: Image, x_w: int) -> Iterator[dict[str, int]]:
         even = int(runs[1][2] < runs[0][2])
         odd = 1 - even
         if counts[even] - counts[odd] in (0, 1):
-            yield {"n": sum(counts), "step": -2, "to": at[even], "odd": at[odd], "from": runs[even][2]}
+            yield {"n": sum(counts), "step": -2, "to": at[even], "odd": at[odd], "at": runs[even][2]}
             return
     for q, run in enumerate(runs):
         if counts[q]:
-            yield {"n": counts[q], "step": run[3] * x_w, "to": at[q], "odd": 0, "from": run[2] * x_w}
+            yield {"n": counts[q], "step": run[3] * x_w, "to": at[q], "odd": 0, "at": run[2] * x_w}
 
 
 def _band(b: Builder, axes: Axes, direct: bool) -> int:
