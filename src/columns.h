@@ -9,7 +9,6 @@
  * vector registers, and fetching them back waits behind the products of the tile before (3x3 took twice as long).
  */
 
-#define MAX_ROWS 8
 #define MAX_VECTORS 8
 
 /* Sums of the K blocks before this one (or null) are added, then bias and RELU or RELU6, if that is the activation. */
@@ -23,12 +22,12 @@ typedef struct {
 
 /* acc[r][v] += w[j * w_step] * x[(r + j) * x_row + v * LANES], for the taps j of each column. */
 INLINE const int64_t *FN(add_columns)(const int rows, const int vectors, const int taps, const int64_t *column, const real *x,
-                                      int64_t x_row, const real *w, int64_t w_step, vec acc[MAX_ROWS][MAX_VECTORS])
+                                      int64_t x_row, const real *w, int64_t w_step, vec acc[COLUMN_ROWS][MAX_VECTORS])
 {
     const int64_t *end = column + column[1];
     for (column += 2; column < end; column += 2) {
         const real *xi = x + column[0], *wk = w + column[1];
-        vec weight[MAX_ROWS];
+        vec weight[COLUMN_ROWS];
         UNROLL(8)
         for (int j = 0; j < taps; j++, wk += w_step)
             weight[j] = FN(held)(FN(splat)(*wk));
@@ -51,7 +50,7 @@ INLINE const int64_t *FN(add_columns)(const int rows, const int vectors, const i
 INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const int64_t *group, const real *x, int64_t x_row,
                                        const real *w, int64_t w_step, const FN(way_out) *out)
 {
-    vec acc[MAX_ROWS][MAX_VECTORS];
+    vec acc[COLUMN_ROWS][MAX_VECTORS];
     UNROLL(8)
     for (int r = 0; r < rows; r++) {
         UNROLL(8)
@@ -122,7 +121,7 @@ typedef const int64_t *(*FN(columns_fn))(const int64_t *, const real *, int64_t,
 #define H_(R)
 #endif
 /* By rows, and by the logarithm of vectors; 4 is half a vector. */
-static const FN(columns_fn) FN(columns)[MAX_ROWS + 1][5] = {
+static const FN(columns_fn) FN(columns)[COLUMN_ROWS + 1][5] = {
     {0},
     {C_(1, 1), C_(1, 2), C_(1, 4), C_(1, 8) H_(1)},
     {C_(2, 1), C_(2, 2), C_(2, 4) H_(2)},
@@ -151,11 +150,11 @@ typedef struct {
 } FN(pixels_out);
 
 INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int part, const int64_t *column, const char *x,
-                                     const real *w, int64_t w_step, int64_t left, vec acc[MAX_ROWS])
+                                     const real *w, int64_t w_step, int64_t left, vec acc[COLUMN_ROWS])
 {
     const real *wk = w + column[1];
     const int64_t *pixel = column + 2;
-    vec weight[MAX_ROWS];
+    vec weight[COLUMN_ROWS];
     UNROLL(8)
     for (int j = 0; j < taps; j++, wk += w_step)
         weight[j] = FN(held)(FN(load)(wk));
@@ -176,7 +175,7 @@ INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int6
 {
     const int64_t *column = columns, *row_end = kernel_rows + 1 + 2 * kernel_rows[0];
     for (int64_t last = channel + out->many * LANES; channel < last; channel += LANES) {
-        vec acc[MAX_ROWS], bias = {0};
+        vec acc[COLUMN_ROWS], bias = {0};
         UNROLL(8)
         for (int r = 0; r < rows; r++)
             acc[r] = (vec){0};
@@ -240,5 +239,4 @@ SHAPES(pixels, 0)
 SHAPES(part_pixels, 1)
 #undef SHAPES
 #undef SHAPE
-#undef MAX_ROWS
 #undef MAX_VECTORS

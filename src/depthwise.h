@@ -38,7 +38,7 @@ INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x
 static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w,
                                        real *y, int64_t activation, FN(way_out) out)
 {
-    real c[8 * (VEC_BYTES / sizeof(real))];
+    real c[COLUMN_ROWS * (VEC_BYTES / sizeof(real))];
     FN(columns_fn) columns = FN(columns)[tile->rows][tile->size];
     int64_t width = tile->size < 4 ? LANES << tile->size : LANES / 2;
     const int64_t *group = (const int64_t *)tile->groups;
@@ -206,7 +206,7 @@ static void FN(addressed_columns)(const int64_t *kernel_rows, const int64_t *col
 static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t pixels, const int64_t *kernel_rows,
                            const int64_t *columns, int64_t blocks, int64_t channel, int64_t end, real *y)
 {
-    real c[8 * (VEC_BYTES / sizeof(real))];
+    real c[COLUMN_ROWS * (VEC_BYTES / sizeof(real))];
     const real *w = (const real *)a->w, *bias = (const real *)a->b;
     int simple = a->activation <= RELU6;
     while (channel < end) {

@@ -42,6 +42,10 @@
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
+/* Depthwise tiles: rows (or pixels) of one, and taps of a column. */
+#define COLUMN_ROWS 8
+#define COLUMN_TAPS 5
+
 /* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
 #define CHANNEL_VECTORS 64
 

@@ -28,7 +28,7 @@ cdef extern from "native.h" nogil:
         const char *fields
     word_layout *word_layouts
     int WORD_LAYOUTS
-    int MAX_K_BLOCK, MAX_PIXEL_BLOCK
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, COLUMN_ROWS, COLUMN_TAPS
     int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, OPERANDS
     ctypedef struct stage_words:
         engine_fn run
@@ -84,7 +84,7 @@ def word_tables():
 
 def limits():
     """Return the sizes the engines were compiled for, which lowering has to know."""
-    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK}
+    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS}
 
 
 # Arenas for scratch, kept because a fresh page costs microseconds. Guarded by the GIL.

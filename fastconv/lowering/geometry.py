@@ -84,7 +84,10 @@ class Axis:
     def has_borders(self) -> bool:
         """Whether lines outside the runs hold something else than zeros."""
         runs = self.runs()
-        return any((np.delete(line, np.s_[run[0] : run[1]]) >= 0).any() for line, run in zip(self.map, runs, strict=True))
+        return any(
+            (np.delete(line, np.s_[run[0] : run[1]]) >= 0).any()
+            for line, run in zip(self.map, runs, strict=True)
+        )
 
     def runs(self) -> np.ndarray:
         """For each phase (begin, end, first, step): lines begin..end read the source in equal steps."""
@@ -245,14 +248,14 @@ def kernel_index(axes: Axes, sums: Sums) -> np.ndarray:
     return ((d.taps[:, None, None] * kh + h.taps[:, None]) * kw + w.taps).ravel().astype(np.int64)
 
 
-def output_strides(problem: Problem) -> tuple[int, int, int, int, int]:
-    """Return the strides (image, channel, d, h, w) of the output, in elements."""
-    return _strides(problem.layout, problem.out_channels, problem.output_size)
+def output_strides(problem: Problem, layout: str | None = None) -> tuple[int, int, int, int, int]:
+    """Return the strides (image, channel, d, h, w) of the output, in elements, as they are or in another layout."""
+    return _strides(layout or problem.layout, problem.out_channels, problem.output_size)
 
 
-def input_strides(problem: Problem) -> tuple[int, int, int, int, int]:
-    """Return the strides (image, channel, d, h, w) of the input, in elements."""
-    return _strides(problem.layout, problem.in_channels, problem.input_size)
+def input_strides(problem: Problem, layout: str | None = None) -> tuple[int, int, int, int, int]:
+    """Return the strides (image, channel, d, h, w) of the input, in elements, as they are or in another layout."""
+    return _strides(layout or problem.layout, problem.in_channels, problem.input_size)
 
 
 def _strides(layout: str, channels: int, size: tuple[int, ...]) -> tuple[int, int, int, int, int]:

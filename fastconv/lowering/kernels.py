@@ -1,8 +1,8 @@
 """The kernels of every backend that runs programs: what each takes, what it costs, how its program is made.
 
 =========================  ===========================================================================
-conv_depthwise_nchw        strips of pixels, the halo of a channel in the thread's own scratch
-conv_depthwise_nhwc        channels in vectors, no halo: an address for each tap
+conv_depthwise_nchw        tiles of rows, the halo of a channel in the thread's own scratch
+conv_depthwise_nhwc        channels in vectors, no halo: padding is a pixel of zeros
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
@@ -28,7 +28,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Rough speeds of one core, only there to rank kernels: operations and bytes a second.
 DENSE_FLOPS = 60e9
-DEPTHWISE_FLOPS = 15e9
+DEPTHWISE_FLOPS = 45e9
 SAMPLE_BYTES = 20e9
 MEMORY_BYTES = 10e9
 OVERHEAD = 2e-6

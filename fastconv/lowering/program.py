@@ -47,9 +47,7 @@ _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride row_words sums sum_count tasks k_block "
     "activation"
 )
-_PIXEL_SUM = (
-    "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
-)
+_PIXEL_SUM = "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
 _PIXEL_TILE = "pixels y columns list"
 _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "

@@ -39,7 +39,7 @@ from .simd import (
     zeros,
 )
 
-MAX_ROWS, MAX_VECTORS, MAX_TAPS = 8, 8, 5
+MAX_ROWS, MAX_TAPS = 8, 5
 # Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector: as in the lowering.
 MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
@@ -47,7 +47,11 @@ HALF, HALVED_BYTES = 4, 64
 
 def half_of(kind: Any) -> Pointer | None:
     """Vectors of half the width, where vectors are so wide that there are tiles of them."""
-    return Pointer(kind.element, kind.lanes // 2) if kind.lanes * bytes_of(kind.element) == HALVED_BYTES else None
+    return (
+        Pointer(kind.element, kind.lanes // 2)
+        if kind.lanes * bytes_of(kind.element) == HALVED_BYTES
+        else None
+    )
 
 
 @verb
@@ -204,7 +208,22 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
     """Return what emits the sums of so many pixels, for `many` vectors of channels or a part of one."""
 
     def emit(
-        builder, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, total, adding, bias, has_bias, activation, state
+        builder,
+        kernel_rows,
+        columns,
+        channel,
+        w,
+        w_step,
+        y,
+        y_row,
+        part,
+        many,
+        total,
+        adding,
+        bias,
+        has_bias,
+        activation,
+        state,
     ):
         size = WORD(bytes_of(kind.element))
 
@@ -244,19 +263,26 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
 
             def add_totals(sums):
                 before = [
-                    emit_load(builder, kind, emit_at(builder, total, r * kind.lanes), here) for r in range(rows)
+                    emit_load(builder, kind, emit_at(builder, total, r * kind.lanes), here)
+                    for r in range(rows)
                 ]
                 return [builder.fadd(old, new) for old, new in zip(before, sums, strict=True)]
 
             def add_bias(sums):
                 place = emit_at(builder, bias, here)
                 mask = emit_first(builder, kind, part) if masked else None
-                shift = emit_masked_load(builder, kind, place, mask) if masked else emit_load(builder, kind, place)
+                shift = (
+                    emit_masked_load(builder, kind, place, mask)
+                    if masked
+                    else emit_load(builder, kind, place)
+                )
                 return [builder.fadd(value, shift) for value in sums]
 
             sums = emit_when(builder, adding, sums, add_totals)
             sums = emit_when(builder, has_bias, sums, add_bias)
-            sums = emit_when(builder, activation, sums, lambda sums: emit_clamp(builder, kind, activation, sums))
+            sums = emit_when(
+                builder, activation, sums, lambda sums: emit_clamp(builder, kind, activation, sums)
+            )
             y_here = emit_at(builder, y, here)
             places = [emit_at(builder, y_here, builder.mul(y_row, WORD(r))) for r in range(rows)]
             if masked:
@@ -274,7 +300,25 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
 
 
 @verb
-def pixels(rows, size, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, total, adding, bias, has_bias, activation, state):
+def pixels(
+    rows,
+    size,
+    kernel_rows,
+    columns,
+    channel,
+    w,
+    w_step,
+    y,
+    y_row,
+    part,
+    many,
+    total,
+    adding,
+    bias,
+    has_bias,
+    activation,
+    state,
+):
     """Sum one K block of a tile of pixels, channels last; `size` is 0, or HALF, or 1 for a part of a vector.
 
     Results go to y[r * y_row + channel]; state[0] becomes where the next block begins.
@@ -294,6 +338,22 @@ def pixels(rows, size, kernel_rows, columns, channel, w, w_step, y, y_row, part,
         emit_switch(builder, number, {8 * r + s: case(r, s) for r, s in shapes})
 
     sig = void(
-        word, word, INTEGERS, INTEGERS, word, w, word, y, word, word, word, total, word, bias, word, word, INTEGERS
+        word,
+        word,
+        INTEGERS,
+        INTEGERS,
+        word,
+        w,
+        word,
+        y,
+        word,
+        word,
+        word,
+        total,
+        word,
+        bias,
+        word,
+        word,
+        INTEGERS,
     )
     return sig, emit

@@ -70,7 +70,9 @@ def buffered_tile(s, tile, x, w, y, bias, activation, c, state):
     state[0] = tile.groups
     for block in range(tile.blocks - 1):
         group = integers(state[0])
-        columns(rows, size, group, x, s.x_row, w, s.w_step, c, width, 0, c, min(block, 1), zero, LINEAR, state)
+        columns(
+            rows, size, group, x, s.x_row, w, s.w_step, c, width, 0, c, min(block, 1), zero, LINEAR, state
+        )
     clamp = activation if simple else LINEAR
     adding = 1 if tile.blocks > 1 else 0
     group = integers(state[0])
@@ -95,7 +97,23 @@ def sum_plane(s, tiles, x, w, bias, activation, y, c, state):
         if direct and tile.blocks == 1:
             group = integers(tile.groups)
             to = y + tile.y
-            columns(tile.rows, tile.size, group, x + tile.x, s.x_row, w, s.w_step, to, s.y_row, tile.part, c, 0, bias, activation, state)
+            columns(
+                tile.rows,
+                tile.size,
+                group,
+                x + tile.x,
+                s.x_row,
+                w,
+                s.w_step,
+                to,
+                s.y_row,
+                tile.part,
+                c,
+                0,
+                bias,
+                activation,
+                state,
+            )
         else:
             buffered_tile(s, tile, x + tile.x, w, y + tile.y, bias, activation, c, state)
         t += 1
@@ -120,7 +138,9 @@ def sum_band(a, sums, lines, image, o, band, scratch, c, state):
         if a.w_sums > 1:
             rows = first.n_h - band * a.band if last else a.band
             for h in range(rows):
-                merge(y_d + h * first.y_h, apart + h * (a.spare_sum // a.band), a.spare_sum, a.w_sums, a.out_w)
+                merge(
+                    y_d + h * first.y_h, apart + h * (a.spare_sum // a.band), a.spare_sum, a.w_sums, a.out_w
+                )
 
 
 @helper
@@ -211,12 +231,48 @@ def pixel_tile(a, s, count, kernel_rows, column, blocks, channel, end, y, c, sta
         state[0] = address(column)
         for block in range(blocks - 1):
             at = integers(state[0])
-            pixels(count, size, kernel_rows, at, channel, w, s.w_step, aside, width, part, 1, aside, min(block, 1), bias, 0, LINEAR, state)
+            pixels(
+                count,
+                size,
+                kernel_rows,
+                at,
+                channel,
+                w,
+                s.w_step,
+                aside,
+                width,
+                part,
+                1,
+                aside,
+                min(block, 1),
+                bias,
+                0,
+                LINEAR,
+                state,
+            )
         at = integers(state[0])
         to, to_row = (y, s.y_row) if simple else (aside, width)
         adding, has_bias = 1 if blocks > 1 else 0, 1 if a.b else 0
         clamp = a.activation if simple else LINEAR
-        pixels(count, size, kernel_rows, at, channel, w, s.w_step, to, to_row, part, many, aside, adding, bias, has_bias, clamp, state)
+        pixels(
+            count,
+            size,
+            kernel_rows,
+            at,
+            channel,
+            w,
+            s.w_step,
+            to,
+            to_row,
+            part,
+            many,
+            aside,
+            adding,
+            bias,
+            has_bias,
+            clamp,
+            state,
+        )
         if not simple:
             finish_row(c, count * width, real(a, 0.0), a.activation)
             for r in range(count):
@@ -247,14 +303,30 @@ def depthwise_pixels(a, begin, end, thread):
         for t in range(s.tile_count):
             if tiles[t].list >= 0:
                 to = lists + tiles[t].list
-                address_columns(rows, integers(tiles[t].columns), tiles[t].pixels, a.k_block, address(zeros), to)
+                address_columns(
+                    rows, integers(tiles[t].columns), tiles[t].pixels, a.k_block, address(zeros), to
+                )
         # By blocks of channels: what the tiles of a row read in common is still in L1.
         for channel in range(0, a.channels, size):
             last = min(channel + size, a.channels)
             for t in range(s.tile_count):
                 tile = tiles[t]
                 if tile.list < 0:
-                    pixel_tile(a, s, tile.pixels, rows, integers(tile.columns), 1, channel, last, y + tile.y, c, state)
+                    pixel_tile(
+                        a,
+                        s,
+                        tile.pixels,
+                        rows,
+                        integers(tile.columns),
+                        1,
+                        channel,
+                        last,
+                        y + tile.y,
+                        c,
+                        state,
+                    )
                 else:
                     made = lists + tile.list
-                    pixel_tile(a, s, tile.pixels, one_row, made + 1, made[0], channel, last, y + tile.y, c, state)
+                    pixel_tile(
+                        a, s, tile.pixels, one_row, made + 1, made[0], channel, last, y + tile.y, c, state
+                    )
