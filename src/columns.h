@@ -6,7 +6,7 @@
  * does not depend on where a tile lies.
  *
  * What is not needed before the end comes in a struct: with all of it in registers, compilers park addresses in
- * vector registers, and fetching them back waits behind the products of the tile before (3x3 took twice as long).
+ * vector registers. Vectors are held, as compilers else load them anew for each product (3x3 112x112: 206 and not 155 us).
  */
 
 #define MAX_VECTORS 8
