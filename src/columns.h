@@ -2,7 +2,7 @@
  *
  * A column is a run of taps that lie one row of the tile apart, so a vector of the image is loaded once for all the
  * rows of the tile that read it: 8 rows of a 3x3 kernel take 10 loads for 24 products. Strides, dilations and phases
- * only change which taps make a column (lowering/depthwise.py). Each K block is summed from zero, and the order
+ * only change which taps make a column (lowering/columns.py). Each K block is summed from zero, and the order
  * does not depend on where a tile lies.
  *
  * What is not needed before the end comes in a struct: with all of it in registers, compilers park addresses in
