@@ -10,17 +10,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := $(shell find fastconv src -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name 'py.typed' \)) \
+SOURCES := $(shell find fastconv src -type f \( -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.toml' -o -name 'py.typed' \)) \
            setup.py pyproject.toml MANIFEST.in README.md LICENSE
 WHEEL = $(firstword $(wildcard $(VENV)/wheel/*.whl))
 
 # What `make demo` and `make test` hand on:  make demo DEMO_ARGS='mine.jpg --backend numba'
 #                                            make test PYTEST_ARGS='-q -k deform --backend=cython'
+#                                            make bench BENCH_ARGS='--quick --threads 1'
 DEMO_ARGS ?=
 PYTEST_ARGS ?= -q
+BENCH_ARGS ?=
 
 # Optional: what the suite compares with where it is installed (5 GB). expecttest is for torch's OpInfo database.
 PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest
+# What `make bench` compares with besides the libraries of the extra `bench`. Less:  make bench BENCH_PEERS=
+BENCH_PEERS ?= $(PEERS) jax
 
 # The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
 export PYTHONSAFEPATH := 1
@@ -30,7 +34,7 @@ export PYTHONSAFEPATH := 1
 help:
 	@sed -n '3,4s/^#   //p' Makefile
 	@echo "make lint    ruff and mypy;  make format  rewrite by ruff"
-	@echo "make bench   time the kernels on layers of known networks"
+	@echo "make bench   time layers of known networks against other libraries -> bench-results/"
 	@echo "make peers   install the libraries that some tests compare with"
 	@echo "make wheel   sdist -> wheel -> clean install, checked"
 	@echo "make clean   remove everything made"
@@ -53,7 +57,8 @@ format: $(VENV)/extra-test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/extra-bench
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-group-by=param:workload
+	$(if $(BENCH_PEERS),$(PIP) install -q $(BENCH_PEERS))
+	$(BIN)/python -m fastconv bench $(BENCH_ARGS)
 
 peers: $(VENV)/ready
 	$(PIP) install -q $(PEERS)
@@ -67,7 +72,7 @@ wheel: $(VENV)/ready
 	cd build && check/bin/python -m fastconv info && check/bin/python -m fastconv verify --quick
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo.png
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks bench-results demo.png
 	rm -f src/native.c fastconv/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

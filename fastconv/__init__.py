@@ -7,6 +7,7 @@ that runs many times.
 
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
+from . import grad as grad
 from .config import set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
@@ -21,6 +22,7 @@ from .functional import (
     deform_conv2d,
     deform_conv3d,
 )
+from .grad_plan import GradPlan, plan_grad
 from .plan import Plan, plan
 from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
@@ -32,6 +34,7 @@ __all__ = [
     "BackendError",
     "BackendStatus",
     "Explanation",
+    "GradPlan",
     "Kernel",
     "Plan",
     "Problem",
@@ -50,6 +53,7 @@ __all__ = [
     "explain",
     "kernels",
     "plan",
+    "plan_grad",
     "register_backend",
     "set_default_backend",
     "show_config",

@@ -91,12 +91,17 @@ def find_call(
         return prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
     if call is None:
         call = prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
-        with _lock:
-            _calls[key] = call
-            held = sum(other.table_bytes for other in _calls.values())
-            while len(_calls) > REMEMBERED_CALLS or (held > REMEMBERED_BYTES and len(_calls) > 1):
-                held -= _calls.pop(next(iter(_calls))).table_bytes
+        remember(_calls, key, call)
     return call
+
+
+def remember(calls: dict, key: Hashable, call: Any) -> None:
+    """Keep a call for its key; the oldest make way for it."""
+    with _lock:
+        calls[key] = call
+        held = sum(other.table_bytes for other in calls.values())
+        while len(calls) > REMEMBERED_CALLS or (held > REMEMBERED_BYTES and len(calls) > 1):
+            held -= calls.pop(next(iter(calls))).table_bytes
 
 
 def prepare(
@@ -125,23 +130,34 @@ def prepare(
     if variant == "deform_conv" and offset is None:
         raise TypeError("offset must be an array, got None")
     unbatched = input.ndim == ndim + 1
-    channels_last = named["layout"] == "NHWC"
-    problem = Problem.create(
-        op,
-        _batched_shape("input", input, unbatched, ndim),
-        weight.shape,
-        dtype=np.float64 if result_dtype == np.float64 else np.float32,
-        bias_shape=None if bias is None else bias.shape,
-        offset_shape=None
-        if offset is None
-        else _channels_first("offset", offset, unbatched, ndim, channels_last),
-        mask_shape=None if mask is None else _channels_first("mask", mask, unbatched, ndim, channels_last),
-        prepared=prepared,
-        **named,
-    )
+    problem = create_problem(op, operands, unbatched, result_dtype, named, prepared)
     if fresh:  # before a kernel is built, whose tables may grow with the output
         check_memory("the output", problem.output_shape, problem.dtype)
     return Call(problem, registry.choose(problem, request), source, unbatched, result_dtype)
+
+
+def create_problem(
+    op: str, operands: dict[str, Any], unbatched: bool, result_dtype: np.dtype, named: dict, prepared: bool
+) -> Problem:
+    """Return the problem that arrays and options by name describe."""
+    ndim = parse_op(op)[1]
+    channels_last = named["layout"] == "NHWC"
+    weight, bias = operands["weight"], operands.get("bias")
+    shapes = {
+        f"{name}_shape": _channels_first(name, operands[name], unbatched, ndim, channels_last)
+        for name in ("offset", "mask")
+        if operands.get(name) is not None
+    }
+    return Problem.create(
+        op,
+        _batched_shape("input", operands["input"], unbatched, ndim),
+        weight.shape,
+        dtype=np.float64 if result_dtype == np.float64 else np.float32,
+        bias_shape=None if bias is None else bias.shape,
+        prepared=prepared,
+        **shapes,
+        **named,
+    )
 
 
 def result_type(dtypes: dict[str, np.dtype], dtype: Any = None) -> np.dtype:
@@ -217,7 +233,7 @@ class Call:
         self.unbatched = unbatched
         self.dtype = problem.dtype
         self.result_dtype = result_dtype
-        self.result_shape = problem.output_shape
+        self.result_shape = problem.result_shape
         self.as_is = not unbatched and result_dtype == problem.dtype  # the kernel's output is the result
         self.affordable = False  # whether a new result is known to fit in memory
         # An empty batch has nothing to run, so nothing is built for it.
@@ -380,8 +396,9 @@ def overlaps_itself(array: ndarray) -> bool:
     return False
 
 
-def _nothing(*_: Any) -> None:
-    """Run an empty batch."""
+def _nothing(output: ndarray, *_: Any) -> None:
+    """Run an empty batch: a result without images is empty, and a sum over them is zero."""
+    output.fill(0)
 
 
 def _memory_bytes() -> int:

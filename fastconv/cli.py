@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastconv info | verify | demo``.
+"""The command line: ``python -m fastconv info | verify | demo | bench``.
 
 Exit codes: 0 if all is well, 1 if a check failed, 2 if the command cannot be carried out as given. What the
 user can mend is told in one line on stderr, without a traceback.
@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_backend(demo)
     demo.set_defaults(command=_demo)
+
+    bench = commands.add_parser("bench", help="time layers of known networks against other libraries")
+    _add_bench(bench)
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -96,6 +100,39 @@ def _add_backend(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="a backend to run on; may be given more than once (default: all that can be used here)",
+    )
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    def several(*flags: str, metavar: str, help: str) -> None:
+        parser.add_argument(*flags, action="append", default=[], metavar=metavar, help=f"{help}; repeatable")
+
+    parser.add_argument(
+        "--quick", action="store_true", help="a few layers of each family, in less than 5 minutes"
+    )
+    several(
+        "--section", metavar="NAME", help="forward, backward, overhead, first-call or scaling (default: all)"
+    )
+    several("--workloads", "-k", metavar="GLOB", help="layers, families or lists to time (default: all)")
+    several("--impl", metavar="GLOB", help="implementations to time (default: all that are installed)")
+    several("--peers", metavar="GLOB", help="peers to time beside ours; none for none (default: all)")
+    several("--threads", metavar="N", help="numbers of threads (default: 1, and one for each core)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--layout", choices=("NCHW", "NHWC"), help="only implementations of this layout")
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="blocks each implementation gets (default: 7)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        help="tell what changed between two results, and end",
+    )
+    parser.add_argument(
+        "--output",
+        default="bench-results",
+        metavar="DIR",
+        help="where the results go (default: bench-results)",
     )
 
 
@@ -214,6 +251,23 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     except OSError as error:  # the disk is full, the directory read-only, ...
         raise UsageError(f"cannot write {output}: {error.strerror or error}") from None
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.compare:
+        from .benchmark import compare
+
+        return compare.main(arguments.compare)
+    if importlib.util.find_spec("rich") is None:
+        raise UsageError("the benchmark needs rich: pip install 'fastconv[bench]'")
+    from .benchmark import command
+
+    try:
+        return OK if command.run(arguments) else FAILED
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"cannot write to {arguments.output}: {error.strerror or error}") from None
 
 
 def _checked_output(text: str) -> Path:

@@ -48,7 +48,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     Parameters
     ----------
     op : str
-        Name of the function, such as ``"conv2d"``.
+        Name of the function, such as ``"conv2d"``, or of its gradients, such as ``"grad.conv2d"``.
     *args, **kwargs
         The arguments of that function. Where it takes an array, a shape (a tuple of integers, taken as
         float32) will do.
@@ -57,7 +57,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     -------
     Explanation
         Prints the kernel, who asked for it, instruction set, tile, threads, scratch, copies, operations,
-        bytes and intensity, and the reason why every other kernel was passed over.
+        bytes and intensity, and the reason why every other kernel was passed over. For gradients, which
+        several kernels compute, of each; `backend` and `kernel` list them by commas.
 
     Raises
     ------
@@ -75,6 +76,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
     from . import functional
 
+    if isinstance(op, str) and op.startswith("grad."):
+        return _explain_grad(op.removeprefix("grad."), args, kwargs)
     parse_op(op)
     given = inspect.signature(getattr(functional, op)).bind(*args, **kwargs)
     given.apply_defaults()
@@ -97,6 +100,46 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     if refusals:
         text += "\nnot taken:\n" + "\n".join(f"  {name}: {reason}" for name, reason in refusals.items())
     return Explanation(call.kernel.backend, call.kernel.name, source, refusals, text)
+
+
+def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
+    import inspect
+
+    from . import functional, grad
+    from .gradcall import as_wrt, prepare_grad
+
+    variant, _ = parse_op(op)
+    given = inspect.signature(getattr(grad, op)).bind(*args, **kwargs)
+    given.apply_defaults()
+    arguments = given.arguments
+    names = ("grad_output", "input", "weight", "offset", "mask")
+    arrays = as_arrays(
+        **{name: _shape_or_array(name, arguments.get(name)) for name in names if name in arguments}
+    )
+    operands = dict(zip((name for name in names if name in arguments), arrays, strict=True))
+    backend = arguments["backend"]
+    request, source = (
+        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+    )
+    fields = grad.DeformGrads._fields if variant == "deform_conv" else grad.ConvGrads._fields
+    wrt = as_wrt(arguments["wrt"], fields)
+    whole = prepare_grad(op, operands, functional.options_of(arguments), wrt, request, source)
+    texts: list[str] = []
+    refusals: dict[str, str] = {}
+    for name, call in whole.parts.items():
+        told = _refusals(call)
+        refusals |= {f"{name}: {kernel}": reason for kernel, reason in told.items()}
+        text = f"gradient of the {name}\n{describe(call, config.thread_count(arguments['num_threads']))}"
+        if told:
+            text += "\nnot taken:\n" + "\n".join(f"  {kernel}: {reason}" for kernel, reason in told.items())
+        texts.append(text)
+    if "bias" in wrt:
+        texts.append("gradient of the bias\nsum over images and pixels")
+    kernels = [call.kernel for call in whole.parts.values()]
+    backends = ", ".join(dict.fromkeys(kernel.backend for kernel in kernels))
+    return Explanation(
+        backends, ", ".join(kernel.name for kernel in kernels), source, refusals, "\n\n".join(texts)
+    )
 
 
 def describe(call: Call, threads: int, copies: tuple[str, ...] = ()) -> str:

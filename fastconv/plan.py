@@ -11,7 +11,7 @@ from .errors import ShapeError
 from .explain import describe
 from .problem import CONV_TRANSPOSE, DEFORM_CONV, Problem, as_int, parse_op
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "as_shape", "deformable_operands", "plan"]
 
 
 def plan(
@@ -80,7 +80,7 @@ def plan(
     """
     parse_op(op)
     weight, bias = as_arrays(weight=weight, bias=bias)
-    shape = _as_shape(input_shape)
+    shape = as_shape(input_shape)
     if not isinstance(mask, (bool, np.bool_)):
         raise TypeError(
             f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}"
@@ -110,7 +110,7 @@ def plan(
     given = stand_in("input_shape", shape, result_type(constant, dtype))
     offset = modulation = None
     if op in DEFORM_CONV:
-        offset, modulation = _deformable_operands(
+        offset, modulation = deformable_operands(
             op, given, weight, options, as_int("offset_groups", offset_groups), mask
         )
     call = prepare(
@@ -130,13 +130,14 @@ def plan(
     return Plan(call, weight, bias, None if num_threads is None else config.as_thread_count(num_threads))
 
 
-def _as_shape(value: Any) -> tuple[int, ...]:
+def as_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape of the input as a tuple of integers."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"input_shape must be a sequence of integers, got {value!r}")
     return tuple(as_int("input_shape", size) for size in value)
 
 
-def _deformable_operands(
+def deformable_operands(
     op: str, input: np.ndarray, weight: np.ndarray, options: tuple, offset_groups: int, mask: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return arrays without memory that have the shapes of the offset and the mask to come."""

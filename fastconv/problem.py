@@ -19,9 +19,12 @@ __all__ = [
     "CONV",
     "CONV_TRANSPOSE",
     "DEFORM_CONV",
+    "DEFORM_GRAD",
+    "GRAD_OPS",
     "LAYOUTS",
     "OPS",
     "PADDING_MODES",
+    "WEIGHT_GRAD",
     "Problem",
 ]
 
@@ -29,6 +32,12 @@ CONV = ("conv1d", "conv2d", "conv3d")
 CONV_TRANSPOSE = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 DEFORM_CONV = ("deform_conv1d", "deform_conv2d", "deform_conv3d")
 OPS = CONV + CONV_TRANSPOSE + DEFORM_CONV
+
+# What gradients need beyond those: a convolution's with respect to its weight (its input's is a transposed
+# convolution, and the other way round), and all of a deformable one's together, which share their samples.
+WEIGHT_GRAD = ("conv1d_weight_grad", "conv2d_weight_grad", "conv3d_weight_grad")
+DEFORM_GRAD = ("deform_conv1d_grad", "deform_conv2d_grad", "deform_conv3d_grad")
+GRAD_OPS = WEIGHT_GRAD + DEFORM_GRAD
 
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish")
 LAYOUTS = ("NCHW", "NHWC")
@@ -43,11 +52,14 @@ Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 
-def parse_op(op: object) -> tuple[str, int]:
-    """Split an operation name into its variant and rank: ``"conv2d"`` is ``("conv", 2)``."""
-    if op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
-    name = str(op)
+def parse_op(op: object, among: Sequence[str] = OPS) -> tuple[str, int]:
+    """Split an operation name into its variant and rank: ``"conv2d"`` is ``("conv", 2)``.
+
+    A gradient has the variant of the operation whose gradient it is.
+    """
+    if op not in among:
+        raise ValueError(f"op must be one of {', '.join(among)}, got {op!r}")
+    name = str(op).removesuffix("_weight_grad").removesuffix("_grad")
     return name[:-2], int(name[-2])
 
 
@@ -148,7 +160,8 @@ class Problem:
     Attributes
     ----------
     op : str
-        Name of the public function, such as ``"conv2d"``.
+        Name of the public function, such as ``"conv2d"``, or of a gradient, such as ``"conv2d_weight_grad"``,
+        whose problem is described by the convolution's own shapes.
     variant : str
         ``"conv"``, ``"conv_transpose"`` or ``"deform_conv"``.
     ndim : int
@@ -225,7 +238,7 @@ class Problem:
         `input_shape` follows `layout`; `offset_shape` and `mask_shape` are channels first. `groups` is read
         off the shapes when it is None, as the deformable functions do.
         """
-        variant, ndim = parse_op(op)
+        variant, ndim = parse_op(op, OPS + GRAD_OPS)
         layout = as_choice("layout", layout, LAYOUTS)
         input_shape, weight_shape = tuple(input_shape), tuple(weight_shape)
         batch, in_channels, input_size = _split_input(op, ndim, input_shape, layout)
@@ -315,6 +328,11 @@ class Problem:
     def output_shape(self) -> Ints:
         """Shape of the batched output, in `layout`."""
         return self._shape(self.out_channels, self.output_size)
+
+    @property
+    def result_shape(self) -> Ints:
+        """Shape of what a kernel computes: the output's, or the weight's for its gradient."""
+        return self.weight_shape if self.op in WEIGHT_GRAD else self.output_shape
 
     @property
     def weight_shape(self) -> Ints:

@@ -16,14 +16,14 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .config import Request, log
 from .errors import BackendError, UnsupportedError
-from .problem import OPS, Problem, parse_op
+from .problem import GRAD_OPS, OPS, Problem, parse_op
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -40,6 +40,11 @@ class Refusal:
     NOT_NHWC = "the layout is not NHWC"
     NOT_DEPTHWISE = "there is more than one input channel per group"
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
+    NOT_2D = "there are not two spatial axes"
+    STRIDED = "the stride is not 1"
+    NOT_SMALL_SQUARE = "the kernel is no small square that it knows"
+    UNEVEN_TAPS = "the taps that meet the image are no full square, or not the same for every output"
+    HIGH_ACCURACY = "accuracy='high' was asked for"
     CALLABLE_ACTIVATION = "the activation is a Python function"
     DTYPE = "the type is neither float32 nor float64"
 
@@ -54,6 +59,11 @@ class Executable(Protocol):
     Optional attributes: ``bind(weight, bias)`` returns an executable with the weights packed, which ignores
     the weight and bias it is called with; ``scratch_bytes(threads)``, ``copies``, ``tile`` and ``isa`` are
     what :func:`fastconv.explain` prints.
+
+    A kernel for ``convNd_weight_grad`` is called in the same way, with the gradient of the output in the place
+    of `weight`, and fills `output`, which has the weight's shape. One for ``deform_convNd_grad`` is called as
+    ``(grads, grad_output, input, weight, offset, mask, threads)`` and fills the arrays in the dict `grads`:
+    some of ``input``, ``offset``, ``weight`` and ``mask``, each of the operand's shape.
     """
 
     def __call__(
@@ -83,9 +93,13 @@ class Kernel:
     refuse : callable
         ``refuse(problem)`` returns None, or one reason why this kernel cannot take the problem.
     cost : callable
-        ``cost(problem)`` returns the estimated time in seconds; the automatic choice takes the cheapest.
+        ``cost(problem)`` returns the estimated time in seconds; the automatic choice takes the cheapest. It is asked
+        for problems of one image.
     build : callable
         ``build(problem)`` returns an :class:`Executable`.
+    tolerance : float
+        Largest max|error| / max|reference| where the direct sum would be exact, as on small integers, in units of the
+        type's machine epsilon. 0, as nearly all have it, asks for equality.
     """
 
     name: str
@@ -94,6 +108,7 @@ class Kernel:
     refuse: Callable[[Problem], str | None] = field(repr=False)
     cost: Callable[[Problem], float] = field(repr=False)
     build: Callable[[Problem], Executable] = field(repr=False)
+    tolerance: float = 0.0
 
 
 @runtime_checkable
@@ -226,9 +241,9 @@ def check_backend_object(backend: Any, name: str | None = None) -> None:
             raise ValueError(
                 f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}"
             )
-        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS):
+        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS + GRAD_OPS):
             raise ValueError(
-                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS)}, got {kernel.ops!r}"
+                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS + GRAD_OPS)}, got {kernel.ops!r}"
             )
 
 
@@ -354,7 +369,7 @@ def backends() -> list[BackendStatus]:
 def status(entry: Entry) -> BackendStatus:
     reason = entry.reason()
     ops = {op for kernel in entry.backend.kernels for op in kernel.ops} if entry.backend else set()
-    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in OPS if op in ops))
+    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in OPS + GRAD_OPS if op in ops))
 
 
 def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel]:
@@ -363,7 +378,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     Parameters
     ----------
     op : str, optional
-        Only the kernels for this operation, such as ``"conv2d"``.
+        Only the kernels for this operation, such as ``"conv2d"`` or ``"conv2d_weight_grad"``.
     backend : str, optional
         Only those of this backend.
 
@@ -383,7 +398,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     ['conv_direct']
     """
     if op is not None:
-        parse_op(op)
+        parse_op(op, OPS + GRAD_OPS)
     if backend is not None:
         found = find_backend(backend).ready().kernels
     else:
@@ -411,9 +426,12 @@ def _refusal(kernel: Kernel, problem: Problem) -> str | None:
 
 
 def cost(kernel: Kernel, problem: Problem) -> float:
-    """Return the estimated seconds of a kernel; inf if it cannot tell."""
+    """Return the estimated seconds of a kernel; inf if it cannot tell.
+
+    They are those of one image: which kernel runs, and so how a result is rounded, must not depend on the batch.
+    """
     try:
-        seconds = float(kernel.cost(problem))
+        seconds = float(kernel.cost(replace(problem, batch=1)))
     except Exception as error:  # as above
         log("DEBUG", "%s: the cost of %s %s cannot be told: %s", problem, kernel.backend, kernel.name, error)
         return math.inf

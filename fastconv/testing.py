@@ -8,7 +8,7 @@ sizes, strides, paddings, dilations and groups on every axis, so that no two can
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,18 @@ import numpy as np
 from . import functional, registry
 from .call import Call, prepare
 from .plan import Plan
-from .problem import ACTIVATIONS, OPS, PADDING_MODES, Problem, parse_op
+from .problem import ACTIVATIONS, GRAD_OPS, OPS, PADDING_MODES, WEIGHT_GRAD, Problem, parse_op
 
-__all__ = ["Case", "Report", "assert_close", "assert_exact", "cases", "check_backend", "max_error"]
+__all__ = [
+    "Case",
+    "GradCase",
+    "Report",
+    "assert_close",
+    "assert_exact",
+    "cases",
+    "check_backend",
+    "max_error",
+]
 
 # (input channels, output channels, groups): one channel, odd counts, more than a register tile, several
 # channel blocks, several K blocks, narrow and wide groups, depthwise with and without multiplier. Each engine
@@ -125,18 +134,66 @@ class Case:
         )
 
 
-def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Case]:
+@dataclass(frozen=True)
+class GradCase:
+    """One call of a gradient kernel, on the data of a case of the forward operation.
+
+    Attributes
+    ----------
+    op : str
+        Such as ``"conv2d_weight_grad"``.
+    case : Case
+    """
+
+    op: str
+    case: Case
+
+    def problem(self) -> Problem:
+        """Return the problem that the kernel is built for."""
+        return replace(self.case.problem(), op=self.op, activation=None, bias=False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the call by name, as kernels take them."""
+        problem, arrays = self.problem(), self.case.arrays()
+        arrays.pop("bias", None)
+        if problem.layout == "NHWC":
+            for name in {"offset", "mask"} & set(arrays):
+                arrays[name] = np.ascontiguousarray(np.moveaxis(arrays[name], -1, 1))
+        rng = np.random.default_rng([self.case.seed, 1])
+        arrays["grad_output"] = _integers(rng, problem.output_shape, self.case.dtype)
+        return arrays
+
+    def run(
+        self, kernel: registry.Kernel, arrays: dict[str, np.ndarray], num_threads: int = 1
+    ) -> dict[str, np.ndarray]:
+        """Return the gradients that a kernel computes, by operand."""
+        problem, get = self.problem(), arrays.get
+        run: Any = kernel.build(problem)
+        if self.op in WEIGHT_GRAD:
+            grads = {"weight": np.full(problem.weight_shape, np.nan, problem.dtype)}
+            run(grads["weight"], get("input"), get("grad_output"), None, None, None, num_threads)
+            return grads
+        names = [name for name in ("input", "offset", "weight", "mask") if name in arrays]
+        grads = {name: np.full(arrays[name].shape, np.nan, problem.dtype) for name in names}
+        run(grads, *map(get, ("grad_output", "input", "weight", "offset", "mask")), num_threads)
+        return grads
+
+    def __str__(self) -> str:
+        return f"fastconv.testing.GradCase({self.op!r}, {self.case})"
+
+
+def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
     """Generate cases for one operation: the same ones for the same `count` and `seed`.
 
     Parameters
     ----------
     op : str
-        Name of the function.
+        Name of the function, or of the operation of a gradient.
     count, seed : int, optional
 
     Yields
     ------
-    Case
+    Case or GradCase
 
     Examples
     --------
@@ -144,7 +201,11 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Case]:
     >>> len(list(cases("conv2d", 5)))
     5
     """
-    variant, ndim = parse_op(op)
+    variant, ndim = parse_op(op, OPS + GRAD_OPS)
+    if op in GRAD_OPS:
+        for case in cases(f"{variant}{ndim}d", count, seed):
+            yield GradCase(op, case)
+        return
     rng = np.random.default_rng([seed, OPS.index(op)])
     for index in range(count):
         yield _case(op, variant, ndim, index, rng)
@@ -159,6 +220,10 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     dilation = (1,) * ndim if index % 4 < 2 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    if index % 5 == 4 and variant == "conv" and ndim == 2:  # what algorithms for small squares take
+        side = (3, 3, 5)[index // 5 % 3]
+        kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest
+        span = [d * (side - 1) + 1 for d in dilation]
     padding = tuple((int(rng.integers(0, s + 1)), int(rng.integers(0, s + 1))) for s in span)
     size = tuple(
         int(rng.integers(max(1, s - b - a), max(2, s - b - a) + longest))
@@ -175,6 +240,10 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
             size = tuple(max(i, s - b - a) for i, s, (b, a) in zip(size, span, padding, strict=True))
         options |= {"padding_mode": mode}
     elif variant == "conv_transpose":
+        if index % 5 == 4 and ndim == 2:  # whose phases are such squares
+            dilation, step = (1,) * ndim, 1 + index % 2
+            stride, kernel = (step,) * ndim, ((3, 4)[index % 2],) * ndim
+            options |= {"stride": stride, "dilation": dilation}
         weight_shape = (c, o // g, *kernel)
         extra = tuple(int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation, strict=True))
         size = tuple(min(i, longest) for i in size)
@@ -288,7 +357,7 @@ class Report:
 
 def check_backend(
     name: str,
-    ops: Sequence[str] = OPS,
+    ops: Sequence[str] = OPS + GRAD_OPS,
     *,
     count: int = 40,
     seed: int = 0,
@@ -299,14 +368,14 @@ def check_backend(
     """Run every kernel of a backend on generated problems and compare with the oracle.
 
     Each kernel that accepts a case must give the oracle's result, the same bits on one and three threads, and
-    the same as a plan.
+    (but for gradients) the same as a plan.
 
     Parameters
     ----------
     name : str
         The backend.
     ops : sequence of str, optional
-        The operations to check.
+        The operations to check; those of gradients too, if not given.
     count, seed : int, optional
         Number of cases for each operation, and the seed of their generator.
     quick : bool, optional
@@ -344,8 +413,11 @@ def check_backend(
     return report
 
 
-def check_case(case: Case, entry: registry.Entry, report: Report, tolerance: float = 0.0) -> None:
+def check_case(case: Case | GradCase, entry: registry.Entry, report: Report, tolerance: float = 0.0) -> None:
     """Run one case on every kernel of a backend that accepts it and add what was found to the report."""
+    if isinstance(case, GradCase):
+        _check_grad_case(case, entry, report, tolerance)
+        return
     operands = case.arrays()
     reference = case.call(registry.ORACLE)
     expected = _run(reference, operands)
@@ -355,15 +427,56 @@ def check_case(case: Case, entry: registry.Entry, report: Report, tolerance: flo
             report.refused[refusal] += 1
             continue
         report.kernels[kernel.name] += 1
+        allowed = max(tolerance, _own_tolerance(kernel, case, expected))
         for check in (_equals_oracle, _same_bits_on_any_thread_count, _plan_equals_function):
             try:
-                check(case, kernel, operands, expected, tolerance)
+                check(case, kernel, operands, expected, allowed)
                 report.passed += 1
             except Exception as error:  # any failure of a kernel is a finding, not the end of the run
                 title = check.__name__.strip("_").replace("_", " ")
                 report.failed.append(
                     f"{kernel.backend} {kernel.name}: {title}: {type(error).__name__}: {error}\n  {case}"
                 )
+
+
+def _own_tolerance(kernel: registry.Kernel, case: Case, expected: np.ndarray) -> float:
+    """Return what a kernel that rounds says of itself, relative to a result that the activation may have cut."""
+    if not kernel.tolerance or not expected.size:
+        return 0.0
+    linear = replace(case, options=case.options | {"activation": None}).run(registry.ORACLE)
+    gain = float(np.abs(linear).max()) / (float(np.abs(expected).max()) or 1.0)
+    return kernel.tolerance * float(np.finfo(expected.dtype).eps) * gain
+
+
+def _check_grad_case(case: GradCase, entry: registry.Entry, report: Report, tolerance: float) -> None:
+    problem, arrays = case.problem(), case.arrays()
+    accepted = []
+    for kernel, refusal in registry.verdicts(problem, entry):
+        if refusal is None:
+            accepted.append(kernel)
+        else:
+            report.refused[refusal] += 1
+    if not accepted:
+        return
+    (oracle,) = registry.kernels(case.op, backend=registry.ORACLE)
+    expected = case.run(oracle, arrays)
+    for kernel in accepted:
+        report.kernels[kernel.name] += 1
+        try:
+            one, three = case.run(kernel, arrays), case.run(kernel, arrays, 3)
+        except Exception as error:  # as above
+            report.failed.append(f"{kernel.backend} {kernel.name}: {type(error).__name__}: {error}\n  {case}")
+            continue
+        for title, actual, wanted, allowed in (
+            ("equals oracle", one, expected, tolerance),
+            ("same bits on any thread count", three, one, 0.0),
+        ):
+            try:
+                for name, array in wanted.items():
+                    _compare(actual[name], array, allowed)
+                report.passed += 1
+            except AssertionError as error:
+                report.failed.append(f"{kernel.backend} {kernel.name}: {title}: {error}\n  {case}")
 
 
 def trust(expected: np.ndarray, case: Case) -> None:

@@ -148,7 +148,7 @@ INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_w
 }
 
 static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const real *w, int64_t taps, int64_t pixels,
-                                int64_t row, int64_t w_block, int64_t add)
+                                int64_t row, int64_t add)
 {
     int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK];
     for (int64_t k = 0; k < a->k_block; k++) {
@@ -165,7 +165,7 @@ static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const 
                 const real *pixel[LANE_ROWS];
                 for (int64_t r = 0; r < rows; r++)
                     pixel[r] = s.columns + (p + r) * row + k;
-                FN(tiles)[rows][nv](count, pixel, ones, w + block * w_block + k * a->w_width, steps,
+                FN(tiles)[rows][nv](count, pixel, ones, w + block * a->w_block + k * a->w_width, steps,
                                     s.sums + (block * a->tile + p) * a->w_width, a->w_width, add || k > 0);
             }
         }
@@ -223,7 +223,7 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
                 else
                     FN(deform_sample)(a, 3, s, x, block->channels, t, some, pixels, row);
                 FN(deform_multiply)(a, s, (const real *)a->w + block->w + t * block->channels * a->w_width, some * block->channels,
-                                    pixels, row, taps * block->channels * a->w_width, add);
+                                    pixels, row, add);
                 add = 1;
             }
             if (block->last) {

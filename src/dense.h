@@ -4,7 +4,9 @@
  * 24 KB that stay in L1 while every block of output channels passes over it. With few output channels a group
  * the stitching would not pay, and the vectors read the image in line space as it is (`direct`), rubbish between
  * the rows included, which is dropped on the way out.
- * dense_lanes puts output channels into the vectors and broadcasts pixels from the image through the table.
+ * dense_lanes puts output channels into the vectors and broadcasts pixels from the image through the table. Weights that
+ * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
+ * all of them first took half as long as the product.
  */
 
 /* Decode a task: which images, sum, group, pixels, output channels. */
@@ -191,6 +193,7 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
     const dense_words *a = (const dense_words *)words;
     const real *bias = (const real *)a->b;
     real *c = (real *)(a->work + thread * a->work_stride), *turned = c + a->pixel_block * MAX_WIDTH;
+    real *panel = turned + MAX_WIDTH * (a->pixel_block + LANES);
     int64_t steps[MAX_K_BLOCK];
     FN(run) runs[MAX_PIXEL_BLOCK];
     const real *pixel[MAX_PIXEL_BLOCK];
@@ -201,7 +204,7 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
         const sum_words *sum = t.sum;
         const real *x = (const real *)a->x + t.image * a->x_image + t.group * a->x_group + sum->x;
         const real *w = (const real *)a->w + sum->w + t.group * sum->w_group + t.chunk * sum->w_block;
-        const int64_t *x_offsets = (const int64_t *)sum->x_offsets;
+        const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
         int64_t first = t.chunk * a->w_width;
         int64_t channels = a->channels - first < a->w_width ? a->channels - first : a->w_width;
         int64_t nv = (channels + LANES - 1) / LANES, width = nv * LANES;
@@ -213,22 +216,20 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
         for (int64_t kb = 0; kb < k_blocks; kb++) {
             int64_t k = kb * a->k_block, count = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
+            const real *columns = w;
+            const int64_t *column_offsets = w_offsets + k;
+            if (a->w_row) {
+                FN(pack_block)(panel, a->w_width, w, a->w_row, channels, w_offsets + k, (const int64_t *)sum->w_places + k, count);
+                columns = panel;
+                column_offsets = steps;
+            }
             for (int64_t p = 0; p < t.pixels; p += LANE_ROWS) {
                 int64_t rows = t.pixels - p < LANE_ROWS ? t.pixels - p : LANE_ROWS;
-                FN(tiles)[rows][nv](count, pixel + p, x_offsets + k, w + k * a->w_width, steps, c + p * width, width, kb > 0);
+                FN(tiles)[rows][nv](count, pixel + p, x_offsets + k, columns, column_offsets, c + p * width, width, kb > 0);
             }
         }
-        if (bias || a->activation)
-            for (int64_t p = 0; p < t.pixels; p++)
-                FN(finish_lanes)(c + p * width, channels, bias ? bias + t.group * a->channels + first : 0, a->activation);
-        if (a->y_channel == 1) {
-            for (int64_t s = 0; s < found; s++)
-                for (int64_t i = 0; i < runs[s].count; i++)
-                    FN(copy)(y + runs[s].y + i * sum->y_w, c + (runs[s].at + i) * width, channels);
-        } else {
-            FN(transpose)(turned, a->pixel_block + LANES, c, width, t.pixels, channels);
-            FN(store_rows)(turned, a->pixel_block + LANES, channels, runs, found, y, a->y_channel, sum->y_w);
-        }
+        FN(leave_lanes)(c, width, t.pixels, channels, runs, found, bias ? bias + t.group * a->channels + first : 0, a->activation,
+                        turned, a->pixel_block + LANES, y, a->y_channel, sum->y_w);
     }
 }
 

@@ -5,12 +5,18 @@
 #include "halo.h"
 #include "pack.h"
 #include "dense.h"
+#include "winograd.h"
 #include "columns.h"
 #include "depthwise.h"
 #include "deform.h"
+#include "weight_grad.h"
+#include "depthwise_grad.h"
+#include "roof.h"
 
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
-                                        FN(depthwise_planes), FN(depthwise_pixels), FN(deform)};
+                                        FN(winograd_weights), FN(winograd_inputs), FN(winograd),
+                                        FN(depthwise_planes), FN(depthwise_pixels), FN(deform),
+                                        FN(weight_grad), FN(plane_grad)};
 
 #undef real
 #undef int_of_real

@@ -115,3 +115,21 @@ static void FN(store_rows)(const real *c, int64_t c_row, int64_t rows, const FN(
             }
     }
 }
+
+/* The way out of [pixel][channel] results: finished in place, then copied, or turned where channels come first. */
+static void FN(leave_lanes)(real *c, int64_t width, int64_t pixels, int64_t channels, const FN(run) *runs, int64_t run_count,
+                            const real *bias, int64_t activation, real *turned, int64_t turned_row, real *y, int64_t y_channel,
+                            int64_t y_w)
+{
+    if (bias || activation)
+        for (int64_t p = 0; p < pixels; p++)
+            FN(finish_lanes)(c + p * width, channels, bias, activation);
+    if (y_channel == 1) {
+        for (int64_t s = 0; s < run_count; s++)
+            for (int64_t i = 0; i < runs[s].count; i++)
+                FN(copy)(y + runs[s].y + i * y_w, c + (runs[s].at + i) * width, channels);
+    } else {
+        FN(transpose)(turned, turned_row, c, width, pixels, channels);
+        FN(store_rows)(turned, turned_row, channels, runs, run_count, y, y_channel, y_w);
+    }
+}

@@ -5,7 +5,8 @@
 #include "engines.h"
 
 static const isa_table JOIN(table, all, ISA) = {
-    STRING(ISA), VEC_BYTES, TILE_ROWS, TILE_VECTORS, LANE_ROWS, LANE_VECTORS, {JOIN(engines, f32, ISA), JOIN(engines, f64, ISA)}};
+    STRING(ISA), VEC_BYTES, TILE_ROWS, TILE_VECTORS, LANE_ROWS, LANE_VECTORS, {JOIN(engines, f32, ISA), JOIN(engines, f64, ISA)},
+    {JOIN(limits, f32, ISA), JOIN(limits, f64, ISA)}};
 
 #undef ISA
 #undef ISA_LEVEL

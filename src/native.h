@@ -49,13 +49,22 @@
 /* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
 #define CHANNEL_VECTORS 64
 
-#define ENGINE_NAMES "halo_planes halo_pixels pack dense_rows dense_lanes depthwise_planes depthwise_pixels deform"
+/* Winograd's tiles that leave together: their outputs stay in L1. */
+#define LEAVING_TILES 8
+
+#define ENGINE_NAMES                                                                                                   \
+    "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
+    "depthwise_planes depthwise_pixels deform weight_grad plane_grad"
+
+/* Does something so many times; the result is there to be used. */
+typedef double (*limit_fn)(const void *data, int64_t bytes, int64_t count);
 
 /* The register tile is TILE_ROWS x TILE_VECTORS with pixels in the vectors, LANE_ROWS x LANE_VECTORS with channels. */
 typedef struct {
     const char *name;
     int64_t vec_bytes, tile_rows, tile_vectors, lane_rows, lane_vectors;
     const engine_fn *engines[2];
+    const limit_fn *limits[2];
 } isa_table;
 
 #define ISA baseline

@@ -17,10 +17,12 @@ cnp.import_array()
 cdef extern from "native.h" nogil:
     const char *ENGINE_NAMES
     ctypedef void (*engine_fn)(const int64_t *, int64_t, int64_t, int64_t)
+    ctypedef double (*limit_fn)(const void *, int64_t, int64_t)
     ctypedef struct isa_table:
         const char *name
         int64_t vec_bytes, tile_rows, tile_vectors, lane_rows, lane_vectors
         const engine_fn **engines
+        const limit_fn **limits
     const isa_table **isa_tables
     int isa_level()
     ctypedef struct word_layout:
@@ -28,8 +30,8 @@ cdef extern from "native.h" nogil:
         const char *fields
     word_layout *word_layouts
     int WORD_LAYOUTS
-    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, COLUMN_ROWS, COLUMN_TAPS
-    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, OPERANDS
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_TILES, COLUMN_ROWS, COLUMN_TAPS
+    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
     ctypedef struct stage_words:
         engine_fn run
         int64_t words, tasks, images_per_task, weights_only
@@ -41,13 +43,14 @@ cdef extern from "native.h" nogil:
         const int64_t *words
         int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes
     void program_run(const program_words *, const int64_t *, int64_t, int, int)
+    double time_limit(limit_fn, int64_t, int64_t, int, int)
     void *allocate(int64_t)
     int watch_forks()
 
 if watch_forks():
     raise ImportError("pthread_atfork failed")
 
-OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride")
+OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride", "first_image")
 
 # Where adding threads begins to pay: a region costs some microseconds, an idle pool wakes slowly.
 cdef double THREAD_NS = 20e3
@@ -84,7 +87,29 @@ def word_tables():
 
 def limits():
     """Return the sizes the engines were compiled for, which lowering has to know."""
-    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS}
+    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "leaving_tiles": LEAVING_TILES, "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS}
+
+
+def limit_seconds(str isa, str limit, str dtype, int64_t size, int64_t count, int repeats, int threads):
+    """Return the shortest of `repeats` times that `threads` threads take for something that bounds every kernel.
+
+    "peak" is `count` operations in registers, "read" `count` passes over `size` bytes, in each thread.
+    """
+    if size < 512 or size % 512 or count < 1 or repeats < 1 or threads < 1:
+        raise ValueError(f"size must be a multiple of 512, the counts positive, got {size}, {count}, {repeats}, {threads}")
+    cdef int kind = ("peak", "read").index(limit), real = ("float32", "float64").index(dtype)
+    cdef limit_fn run = NULL
+    cdef double seconds
+    for i in range(isa_level() + 1):
+        if isa_tables[i].name.decode() == isa:
+            run = isa_tables[i].limits[real][kind]
+    if run == NULL:
+        raise ValueError(f"this machine runs {', '.join(isas())}, not {isa!r}")
+    with nogil:
+        seconds = time_limit(run, size, count, repeats, threads)
+    if seconds < 0:
+        raise MemoryError(f"cannot allocate {size} bytes for each of {threads} threads")
+    return seconds
 
 
 # Arenas for scratch, kept because a fresh page costs microseconds. Guarded by the GIL.
@@ -229,7 +254,7 @@ cdef class Program:
 
     def __call__(self, cnp.ndarray output not None, cnp.ndarray input not None, weight, bias, offset, mask, int threads):
         cdef int64_t base[16]
-        cdef int64_t images = cnp.PyArray_DIMS(output)[0]
+        cdef int64_t images = cnp.PyArray_DIMS(input)[0]
         base[INPUT] = <int64_t>cnp.PyArray_DATA(input)
         base[INPUT_END] = base[INPUT] + images * self.input_bytes
         base[WEIGHT] = address(weight) if self.weight is None else address(self.weight)

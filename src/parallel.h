@@ -3,7 +3,7 @@
 #include <omp.h>
 #include <pthread.h>
 
-enum { INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, OPERANDS };
+enum { INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS };
 
 typedef struct {
     engine_fn run;
@@ -44,6 +44,8 @@ static void patch(const program_words *p, int64_t *words, const int64_t *base, i
             words[q->word] = images;
         else if (q->operand == THREAD_STRIDE)
             words[q->word] = p->thread_bytes;
+        else if (q->operand == FIRST_IMAGE)
+            words[q->word] = first;
         else
             words[q->word] = base[q->operand] ? base[q->operand] + first * q->image_bytes + q->offset : 0;
     }
@@ -99,4 +101,42 @@ static void program_run(const program_words *p, const int64_t *base, int64_t ima
     pool_started = 1;
 #pragma omp parallel num_threads(threads)
     program_thread(p, base, images, weights, omp_get_num_threads(), omp_get_thread_num(), next);
+}
+
+/* The shortest of `repeats` times that all threads together take to do something `count` times each, on `bytes` of their
+ * own; negative without memory. Every page is written first: unwritten ones would all be one page of zeros in L1. */
+static double time_limit(limit_fn run, int64_t bytes, int64_t count, int repeats, int threads)
+{
+    int64_t stride = (bytes + 4095) / 4096 * 4096 + 4096;
+    char *data = allocate(threads * stride);
+    double best = 1e30, begun = 0;
+    volatile double used = 0;
+    if (!data)
+        return -1;
+    threads = pool_lost ? 1 : threads;
+    pool_started |= threads > 1;
+#pragma omp parallel num_threads(threads)
+    {
+        char *mine = data + omp_get_thread_num() * stride;
+        double result = 0;
+        memset(mine, 0, stride);
+        for (int r = 0; r <= repeats; r++) { /* the first one warms up */
+#pragma omp barrier
+#pragma omp master
+            begun = omp_get_wtime();
+#pragma omp barrier
+            result += run(mine, bytes, count);
+#pragma omp barrier
+#pragma omp master
+            {
+                double took = omp_get_wtime() - begun;
+                if (r > 0 && took < best)
+                    best = took;
+            }
+        }
+#pragma omp atomic
+        used += result;
+    }
+    free(data);
+    return best;
 }

@@ -21,6 +21,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(taps)        /* length of the two tables: channels of a group times taps; taps alone if depthwise */             \
     W(x_offsets)   /* image offset of each k */                                                                        \
     W(w_offsets)   /* weight offset of each k */                                                                       \
+    W(w_places)    /* where it goes in a panel, if a task packs the weights itself; then w_offsets rise in a K block */ \
     W(w) W(w_group) W(w_block) /* weights of this sum, of a group, of a block of output channels */                    \
     W(x) W(x_d) W(x_h) W(x_w)                                                                                          \
     W(y) W(y_d) W(y_h) W(y_w)                                                                                          \
@@ -38,15 +39,15 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(map_d) W(map_h) W(map_w) /* source index of each row, of each (phase, line) */                                   \
     W(runs)                    /* a phase: lines begin..end read the source from `first` on in steps of `step` */
 
-/* pack: y[sum][group][block][k][width] = x[row][offsets[k]], zero in rows past the last. In the sums of this engine
- * `x_offsets` is the order in which the k lie in the source and `x` where in it the sum begins. */
+/* pack: y[group][block] + places[i] + r = x[group][block * width + r] + offsets[i], r < width; zero in rows past the last.
+ * `offsets` rises. */
 #define PACK_WORDS(W)                                                                                                  \
     W(x) W(y)                                                                                                          \
-    W(sums) W(sum_count)                                                                                               \
+    W(offsets) W(places) W(count)                                                                                      \
     W(groups) W(rows) W(width) W(blocks)                                                                               \
-    W(pieces)                  /* of k, each a task */                                                                 \
+    W(pieces)                  /* of the offsets, each a task */                                                       \
     W(by_blocks)               /* whether neighbouring blocks, rather than pieces, are neighbours in the source */     \
-    W(x_group) W(x_row)
+    W(x_group) W(x_row) W(y_group) W(y_block)
 
 /* dense_rows: a row of the tile is an output channel, its vectors are pixels.
  * dense_lanes: a row of the tile is a pixel, its vectors are output channels. */
@@ -58,9 +59,37 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(groups) W(channels)      /* output channels of a group */                                                        \
     W(chunks) W(chunk)         /* output channels of one task */                                                       \
     W(w_width)                 /* output channels in a packed block; 1: unpacked */                                    \
+    W(w_row)                   /* stride of output channels in weights that tasks pack themselves, else 0 */           \
     W(sums) W(sum_count)                                                                                               \
     W(pixel_block) W(k_block) W(activation)                                                                            \
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */
+
+/* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
+#define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \
+    W(x) W(y)                                                                                                          \
+    W(outputs) W(kernel)       /* m and r */                                                                           \
+    W(channels) W(width) W(pieces) /* of the channels, each a task */                                                  \
+    W(x_block) W(y_block) W(y_point)
+
+/* winograd: x is the image with channels last and zeros wherever a tile reaches. A task is a block of tiles, which may
+ * belong to several images, and some blocks of output channels. */
+#define WINOGRAD_WORDS(W)                                                                                              \
+    W(x) W(w) W(weight) W(b) W(y) W(work) W(work_stride) W(images)                                                     \
+    W(outputs) W(kernel)                                                                                               \
+    W(x_image) W(x_group) W(x_h) W(x_w) W(y_image) W(y_group) W(y_channel) W(y_h) W(y_w)                               \
+    W(groups) W(depth) W(channels) /* input and output channels of a group */                                          \
+    W(parts)                   /* tasks that share a block of tiles */                                                 \
+    W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
+    W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
+    W(v_row)                   /* elements from a tile to the next in a matrix of transformed inputs */                \
+    W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
+    W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
+
+/* One stride-1 convolution among those of a transposed one. The offsets of each k are for the direct sum. */
+#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(w) W(w_offsets) W(x_offsets)
+
+/* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` are one row. */
+#define WINOGRAD_TILE_WORDS(W) W(x) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
  * made in the thread's own scratch (or the image read in place, where nothing is padded). */
@@ -130,12 +159,50 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(kernel_d) W(kernel_h) W(kernel_w)                                                                                \
     W(blocks) W(block_count)   /* records of BLOCK_WORDS */                                                            \
     W(groups) W(channels)      /* weight groups, output channels of one */                                             \
-    W(w_width) W(w_blocks)                                                                                             \
+    W(w_width) W(w_blocks) W(w_block)                                                                                             \
     W(tile) W(tiles)           /* output pixels of a task, tasks of an image */                                        \
     W(tap_block) W(k_block) W(activation)
 
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
+
+/* weight_grad: gy is the output's gradient in blocks of `width` output channels, channels last inside a block. Rows of
+ * the tile are the units of one tap: input channels, or (channel, tap) pairs where all taps meet every pixel. A task is a
+ * part of the units of one block, over all images. */
+#define WEIGHT_GRAD_WORDS(W)                                                                                           \
+    W(x) W(gy) W(gw) W(sums) W(work) W(work_stride)                                                                    \
+    W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
+    W(x_image) W(x_group) W(x_d) W(x_h) W(x_w)                                                                         \
+    W(n_d) W(n_h) W(n_w)       /* pixels of the output */                                                              \
+    W(gy_image) W(gy_block)                                                                                            \
+    W(channels) W(blocks) W(width) /* output channels of a group, their blocks, channels of a block */                 \
+    W(units) W(unit_parts) W(unit_part) /* of a group, how many tasks share them, how many are one's */                \
+    W(taps) W(tap_count)       /* records of GRAD_TAP_WORDS */                                                         \
+    W(places) W(w_row)         /* where each (unit, tap) goes in the weights of an output channel, and their length */ \
+    W(unmet) W(unmet_places)   /* weights whose taps meet nothing but padding */                                       \
+    W(k_block)
+
+/* The output pixels at which a tap meets the image, and where each unit finds output pixel 0. */
+#define GRAD_TAP_WORDS(W) W(x_offsets) W(begin_d) W(end_d) W(begin_h) W(end_h) W(begin_w) W(end_w)
+
+/* plane_grad: weight gradients of groups with few channels, as dot products of rows. A task is a group over all images;
+ * its haloed band and its rows of the output's gradient are made in the thread's own scratch. */
+#define PLANE_GRAD_WORDS(W)                                                                                            \
+    W(x) W(gy) W(gw) W(work) W(work_stride) W(images)                                                                  \
+    W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
+    W(gy_image) W(gy_channel) W(gy_d) W(gy_h) W(gy_w)                                                                  \
+    W(channels) W(outputs)     /* of a group */                                                                        \
+    W(n_d) W(n_h) W(n_w) W(band) /* pixels of the output, rows of a band */                                            \
+    W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
+    W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
+    W(line_channel) W(line_d) W(line_phase) W(line_h) W(pitch) /* strides of the scratch */                            \
+    W(kernel_taps)                                                                                                     \
+    W(sets) W(set_count)       /* one channel: records of GRAD_ROW_WORDS, */                                           \
+    W(taps_w) W(w_offsets) W(w_taps) /* and where taps along W begin, and which they are */                            \
+    W(x_offsets) W(places) W(pairs) /* several: where each (channel, tap) begins and goes */
+
+/* Kernel rows of one phase: row i meets line offset + i * step from output row 0, and is tap + i * tap_step. */
+#define GRAD_ROW_WORDS(W) W(x) W(offset) W(step) W(count) W(tap) W(tap_step)
 
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "
@@ -148,6 +215,10 @@ DECLARE(sum_words, SUM_WORDS)
 DECLARE(halo_words, HALO_WORDS)
 DECLARE(pack_words, PACK_WORDS)
 DECLARE(dense_words, DENSE_WORDS)
+DECLARE(winograd_weights_words, WINOGRAD_WEIGHTS_WORDS)
+DECLARE(winograd_words, WINOGRAD_WORDS)
+DECLARE(winograd_sum_words, WINOGRAD_SUM_WORDS)
+DECLARE(winograd_tile_words, WINOGRAD_TILE_WORDS)
 DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
 DECLARE(plane_sum_words, PLANE_SUM_WORDS)
 DECLARE(plane_tile_words, PLANE_TILE_WORDS)
@@ -157,6 +228,10 @@ DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
+DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
+DECLARE(grad_tap_words, GRAD_TAP_WORDS)
+DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
+DECLARE(grad_row_words, GRAD_ROW_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -167,6 +242,10 @@ static const word_layout word_layouts[] = {
     {"halo", HALO_WORDS(W_NAME)},
     {"pack", PACK_WORDS(W_NAME)},
     {"dense", DENSE_WORDS(W_NAME)},
+    {"winograd_weights", WINOGRAD_WEIGHTS_WORDS(W_NAME)},
+    {"winograd", WINOGRAD_WORDS(W_NAME)},
+    {"winograd_sum", WINOGRAD_SUM_WORDS(W_NAME)},
+    {"winograd_tile", WINOGRAD_TILE_WORDS(W_NAME)},
     {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
     {"plane_sum", PLANE_SUM_WORDS(W_NAME)},
     {"plane_tile", PLANE_TILE_WORDS(W_NAME)},
@@ -176,6 +255,10 @@ static const word_layout word_layouts[] = {
     {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
+    {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
+    {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
+    {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
+    {"grad_row", GRAD_ROW_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

@@ -16,7 +16,7 @@ import ctypes, mmap
 import numpy as np
 import fastconv
 from fastconv import config, testing
-from fastconv.problem import OPS
+from fastconv.problem import OPS, WEIGHT_GRAD
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -47,13 +47,30 @@ for op in OPS:
             print(isa, side, case, flush=True)
             placed = {name: fenced(array, side) for name, array in operands.items()}
             out = fenced(np.zeros_like(expected), side)
+            exact = case.options | {"accuracy": "high"}
             with config.limit_isa(isa):
                 getattr(fastconv, op)(**placed, **case.options, out=out, backend=BACKEND)
+                getattr(fastconv, op)(**placed, **exact, out=out, backend=BACKEND)
                 testing.assert_exact(out, expected, case)
                 out[...] = 0
                 plan = fastconv.plan(op, case.input_shape, placed["weight"], placed.get("bias"),
-                                     **case.options, **deformable, dtype=case.dtype, backend=BACKEND)
+                                     **exact, **deformable, dtype=case.dtype, backend=BACKEND)
                 plan(placed["input"], placed.get("offset"), placed.get("mask"), out=out)
+                testing.assert_exact(out, expected, case)
+
+for op in WEIGHT_GRAD:
+    for number, case in enumerate(testing.cases(op, COUNT, seed=7)):
+        problem, operands = case.problem(), case.arrays()
+        (oracle,) = fastconv.kernels(op, backend="numpy")
+        expected = case.run(oracle, operands)["weight"]
+        isa = ISAS[number % len(ISAS)]
+        for side in ("begin", "end"):
+            for kernel in fastconv.kernels(op, backend=BACKEND):
+                print(isa, side, kernel.name, case, flush=True)
+                x, gy = (fenced(operands[name], side) for name in ("input", "grad_output"))
+                out = fenced(np.zeros_like(expected), side)
+                with config.limit_isa(isa):
+                    kernel.build(problem)(out, x, gy, None, None, None, 1)
                 testing.assert_exact(out, expected, case)
 print("done")
 """

@@ -2,8 +2,10 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +54,25 @@ def test_tiles_are_those_of_the_compiled_backend(engines):
 
 def test_frames_have_room_for_what_the_lowering_plans():
     from fastconv import _native
-    from fastconv.backends.numba import columns, tile
+    from fastconv.backends.numba import columns, tile, winograd
     from fastconv.lowering import columns as lowered
 
     own = {"k_block": tile.MAX_K_BLOCK, "pixel_block": tile.MAX_PIXEL_BLOCK}
+    own |= {"leaving_tiles": winograd.LEAVING_TILES}
     own |= {"column_rows": columns.MAX_ROWS, "column_taps": columns.MAX_TAPS}
     assert own == _native.limits()
     assert (lowered.TILE_ROWS, lowered.MAX_TAPS) == (columns.MAX_ROWS, columns.MAX_TAPS)
+
+
+def test_winograd_has_the_algorithms_that_the_lowering_plans():
+    from fastconv.backends.numba import transforms, winograd
+    from fastconv.lowering import winograd as lowering
+
+    planned = {(m, r) for r, outputs in lowering.OUTPUTS.items() for m in outputs}
+    assert planned == set(transforms.ALGORITHMS)
+    assert {m + r - 1 for m, r in planned} == set(transforms.POINTS)
+    assert winograd.LEAVING_TILES == lowering.LEAVING_TILES
+    assert winograd.LEAVING_TILES * max(m for m, _ in planned) == winograd.MAX_RUNS
 
 
 def test_shapes_and_options_are_data(engines):
@@ -67,8 +81,10 @@ def test_shapes_and_options_are_data(engines):
         fastconv.conv2d(
             X, W[:, : 3 // groups].repeat(3, 0), None, stride, padding, dilation, groups, backend="numba"
         )
-    info = engines.compiled_engine.cache_info()
-    assert info.currsize <= 2 * len(engines.ENGINES) * len(engines.VECTOR_BYTES)
+    from fastconv.backends.numba import compiling
+
+    most = 2 * (len(compiling.ENGINES) + len(compiling.ACTIVATIONS)) * len(engines.VECTOR_BYTES)
+    assert engines.address.cache_info().currsize <= most
 
 
 # ---- Activations -------------------------------------------------------------------------------------------
@@ -167,17 +183,42 @@ def test_what_cannot_be_compiled_is_a_type_error(function):
 # ---- Importing and compiling -------------------------------------------------------------------------------
 
 
-def test_numba_is_imported_only_to_build():
+CALL = """
+import sys, numpy as np, fastconv
+x, w = np.arange(4, dtype="f4")[None, None], np.ones((1, 1, 2), "f4")
+y = fastconv.conv1d(x, w, activation="silu", backend="numba")
+print(np.round(y.sum(), 3), "numba" in sys.modules)
+"""
+COMPILED, LOADED = "8.555 True", "8.555 False"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Where a fresh process has kept the engines of CALL."""
+    folder = tmp_path_factory.mktemp("compiled")
+    assert run_python(CALL, NUMBA_CACHE_DIR=str(folder), FASTCONV_MAX_ISA="baseline") == COMPILED
+    return folder
+
+
+@pytest.fixture
+def cache(compiled, tmp_path):
+    """A folder with the engines of CALL, and the settings with which a fresh process finds it."""
+    shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "fastconv", {"NUMBA_CACHE_DIR": str(tmp_path), "FASTCONV_MAX_ISA": "baseline"}
+
+
+def test_numba_is_imported_only_to_compile(cache):
+    folder, settings = cache
     code = """
 import sys, numpy as np, fastconv
 from fastconv.backends.numba import backend
-x, w = np.ones((1, 1, 4)), np.ones((1, 1, 2))
-fastconv.conv1d(x, w)
+fastconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 2)))
 assert len(backend.kernels) and "numba" not in sys.modules
-fastconv.conv1d(x, w, backend="numba")
-assert "numba" in sys.modules
 """
-    run_python(code)
+    run_python(code, **settings)
+    assert run_python(CALL, **settings) == LOADED
+    next(folder.iterdir()).unlink()
+    assert [run_python(CALL, **settings) for _ in range(2)] == [COMPILED, LOADED]
 
 
 LIST_AND_RUN = """
@@ -203,20 +244,104 @@ def test_with_jit_disabled_the_reason_is_told_and_the_rest_works():
     assert "NUMBA_DISABLE_JIT" in run_python(LIST_AND_RUN.format(""), NUMBA_DISABLE_JIT="1")
 
 
-COUNT_HITS = """
-import numpy as np, fastconv
-from numba import types
-from fastconv.backends.numba import engines
-fastconv.conv1d(np.ones((1, 1, 4), "f4"), np.ones((1, 1, 2), "f4"), activation="silu", backend="numba")
-silu = engines.compiled_activation("silu", types.float32, 4)
-rows = engines.compiled_engine("dense_rows", types.float32, 4)
-print(engines.compiled_engine.cache_info().misses, silu.cache_hits + rows.cache_hits)
+def damage(content):
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
+def for_another_processor(content):
+    """With a checksum that is right, as if it had been stored there by mistake."""
+    body = content[9:].replace(b"x86", b"y86").replace(b"aarch64", b"baarch64")
+    return b"%08x\n" % zlib.crc32(body) + body
+
+
+WRONG = [damage, for_another_processor, lambda content: content[:-9], lambda content: b""]
+
+
+@pytest.mark.parametrize("spoil", WRONG, ids=["damaged", "for another processor", "cut off", "empty"])
+def test_code_that_is_not_what_was_stored_does_not_exist(cache, spoil):
+    from fastconv.backends.numba import objects
+
+    folder, _ = cache
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert objects.read(content)
+        assert objects.read(spoil(content)) is None
+
+
+def test_damaged_code_is_compiled_again(cache):
+    folder, settings = cache
+    path = next(folder.iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    assert [run_python(CALL, **settings) for _ in range(2)] == [COMPILED, LOADED]
+
+
+def test_other_settings_of_numba_are_other_code(cache):
+    folder, settings = cache
+    stored = len(list(folder.iterdir()))
+    assert run_python(CALL, **settings, NUMBA_OPT="1") == COMPILED
+    assert len(list(folder.iterdir())) == 2 * stored
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are those of POSIX")
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_code_that_others_could_have_put_there_is_neither_run_nor_written(cache, mode):
+    folder, settings = cache
+    folder.chmod(mode)
+    before = sorted(path.stat().st_mtime_ns for path in folder.iterdir())
+    assert run_python(CALL, **settings) == COMPILED
+    assert sorted(path.stat().st_mtime_ns for path in folder.iterdir()) == before
+
+
+def test_code_in_a_folder_that_cannot_be_written_is_used(cache):
+    folder, settings = cache
+    folder.chmod(0o555)
+    assert run_python(CALL, **settings) == LOADED
+
+
+def test_processes_that_start_at_once_find_whole_code_or_none(cache):
+    folder, settings = cache
+    shutil.rmtree(folder)
+    start = [sys.executable, "-c", CALL]
+    together = [
+        subprocess.Popen(start, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert {process.communicate(timeout=120)[0].strip() for process in together} <= {COMPILED, LOADED}
+    assert all(path.suffix == ".o" and path.name[0] != "." for path in folder.iterdir())
+    assert run_python(CALL, **settings) == LOADED
+
+
+def test_what_was_made_for_other_versions_does_not_pile_up(monkeypatch, tmp_path):
+    from fastconv.backends.numba import objects
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "fastconv"
+    folder.mkdir()
+    for version in range(2 * objects.KEPT):
+        (folder / f"pack-{version}.o").touch()
+    objects.store("pack", "function", [], b"code")
+    assert len(list(folder.iterdir())) == objects.KEPT
+    assert objects.read((folder / objects.file_name("pack")).read_bytes()) == ("function", [], b"code")
+
+
+def test_numba_works_as_ever_after_engines_were_loaded_without_it(cache):
+    _, settings = cache
+    code = """
+import numba, math
+fastconv.conv1d(x, w, activation=math.tanh, backend="numba")
+
+@numba.njit
+def invert(v):
+    if v == 0:
+        raise ValueError("no")
+    return 1 / v
+
+try:
+    invert(0)
+except ValueError as error:
+    print(error)
 """
-
-
-def test_a_fresh_process_finds_compiled_code_on_disk(tmp_path):
-    settings = {"NUMBA_CACHE_DIR": str(tmp_path), "FASTCONV_MAX_ISA": "baseline"}
-    assert [run_python(COUNT_HITS, **settings) for _ in range(2)] == ["1 0", "1 2"]
+    assert run_python(CALL + code, **settings) == LOADED + "\nno"
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
@@ -229,11 +354,11 @@ print(fastconv.conv1d(np.ones((1, 1, 4), "f4"), np.ones((1, 1, 2), "f4"), backen
     assert run_python(code, NUMBA_CACHE_DIR=str(not_a_folder), FASTCONV_MAX_ISA="baseline") == "6.0"
 
 
-def test_an_edit_to_any_source_is_another_edition(engines, monkeypatch, tmp_path):
-    from fastconv.lowering import program
+def test_an_edit_to_any_source_is_another_edition(monkeypatch, tmp_path):
+    from fastconv.backends.numba import objects
 
     changed = tmp_path / "program.py"
-    changed.write_text(Path(program.__file__).read_text() + "\n")
-    before = engines.edition.__wrapped__()
-    monkeypatch.setattr(engines.program, "__file__", str(changed))
-    assert engines.edition.__wrapped__() != before
+    changed.write_text(Path(objects.program.__file__).read_text() + "\n")
+    before = objects.edition.__wrapped__()
+    monkeypatch.setattr(objects.program, "__file__", str(changed))
+    assert objects.edition.__wrapped__() != before

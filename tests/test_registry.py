@@ -12,6 +12,7 @@ from samples import call, plan_of, python, sample
 
 import fastconv
 from fastconv import BackendError, Kernel, UnsupportedError, registry
+from fastconv.testing import assert_exact
 
 X, W = np.ones((1, 1, 4)), np.ones((1, 1, 2))
 
@@ -298,6 +299,17 @@ class TestAutomatic:
         told = fastconv.explain("conv1d", X, W)
         if told.backend == "cheaper":
             assert told.refusals["cheap conv_fake"] == "estimated at 1 ms, the chosen kernel at 0 ms"
+
+    @pytest.mark.parametrize(
+        ("channels", "size"), [(12, 20), (16, 16), (16, 20), (24, 14), (32, 10), (64, 28)]
+    )
+    def test_an_image_has_the_same_bits_in_any_batch(self, channels, size):
+        rng = np.random.default_rng(channels)
+        x = rng.standard_normal((9, channels, size, size), np.float32)
+        w = rng.standard_normal((channels, channels, 3, 3), np.float32)
+        together = fastconv.conv2d(x, w, padding=1)
+        for image, expected in zip(x, together, strict=True):
+            assert_exact(fastconv.conv2d(image, w, padding=1), expected)
 
 
 class TestRegistration:

@@ -45,7 +45,7 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
 
     w_width = min(vectors * lanes, round_up(per_group, lanes))
     w_blocks = -(-per_group // w_width)
-    w, records = _add_weights(b, blocks, image.size, w_width, w_blocks)
+    w, w_block, records = _add_weights(b, blocks, image.size, w_width, w_blocks)
 
     pixels = math.prod(p.output_size)
     corners = 1 << p.ndim
@@ -98,6 +98,7 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         channels=per_group,
         w_width=w_width,
         w_blocks=w_blocks,
+        w_block=w_block,
         tile=tile,
         tiles=-(-pixels // tile),
         tap_block=tap_block,
@@ -136,8 +137,11 @@ def _bordered_axes(p: Problem) -> Axes:
 
 def _add_weights(
     b: Builder, blocks: list[tuple[int, int]], image_block: int, w_width: int, w_blocks: int
-) -> tuple[Operand, list[dict[str, int]]]:
-    """Add the stage that packs weights as [block of channels][block of O][tap, channel][O]."""
+) -> tuple[Operand, int, list[dict[str, int]]]:
+    """Add the stage that packs weights as [block of O][block of channels][tap, channel][O].
+
+    Returns where they go, the elements of a block of O, and a record for each block of channels.
+    """
     p = b.problem
     per_group, group_channels, offset_channels = (
         p.out_channels // p.groups,
@@ -145,15 +149,18 @@ def _add_weights(
         p.in_channels // p.offset_groups,
     )
     row = group_channels * p.taps
-    records, packs, at = [], [], 0
+    records, offsets, places, at = [], [], [], 0
     for i, (first, count) in enumerate(blocks):
         group = first // group_channels
         last = i + 1 == len(blocks) or blocks[i + 1][0] // group_channels != group
         channel = first - group * group_channels + np.arange(count)
         source = (channel[None, :] * p.taps + np.arange(p.taps)[:, None]).ravel()
-        size = p.taps * count * w_width
         record = {"x": i * image_block, "channels": count, "group": group, "w": at, "last": int(last)}
         records.append(record | {"offset_group": first // offset_channels})
-        packs.append({"source": source, "x": group * per_group * row, "w": at, "w_group": 0, "w_block": size})
-        at += w_blocks * size
-    return b.pack(packs, at, w_width, w_blocks, rows=per_group, x_row=row), records
+        offsets.append(group * per_group * row + source)
+        places.append(at + np.arange(len(source)) * w_width)
+        at += len(source) * w_width
+    w = b.pack(
+        np.concatenate(offsets), np.concatenate(places), at, w_width, w_blocks, rows=per_group, x_row=row
+    )
+    return w, at, records

@@ -7,17 +7,20 @@ import numpy as np
 
 from ..problem import Problem
 from .geometry import Axes, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
-from .program import K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
+from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["add_bias_only", "add_halo", "lower_dense"]
 
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
 SUMS_BYTES = 1 << 18
-# More tasks than this for an image are enough to keep threads busy.
-ENOUGH_TASKS = 8
 # Reading vectors in line space computes what lies between rows as well; beyond this, stitching is cheaper.
 MOST_RUBBISH = 1.35
+# With a smaller share of useful products, outputs at the borders are sums of their own, if those have pixels enough.
+MOST_USEFUL = 0.8
+LEAST_PIXELS = 64
+# Weights used so few times a call are not packed beforehand.
+FEW_USES = 2
 # Rough speed of the tile, for the decision how many threads to use.
 GFLOPS = 50.0
 
@@ -25,7 +28,7 @@ GFLOPS = 50.0
 def lower_dense(problem: Problem, engines: Engines) -> Any:
     """Return a program for any convolution or transposed convolution."""
     b = Builder(problem, engines)
-    axes = axes_of(problem)
+    axes = split_axes(problem)
     if any(axis.has_gaps for axis in axes):
         add_bias_only(b)
     if not sums_of(axes):
@@ -39,6 +42,25 @@ def lower_dense(problem: Problem, engines: Engines) -> Any:
     names = ("pixels", "channels") if in_lanes else ("channels", "pixels")
     tile = f"{rows} {names[0]} x {vectors * b.lanes} {names[1]}"
     return b.finish(problem.flops / problem.batch / GFLOPS if problem.batch else 0, tile)
+
+
+def split_axes(problem: Problem) -> Axes:
+    """Return the axes, split where that leaves out many products with padding, as of far dilated taps."""
+    d, h, w = axes_of(problem)
+    if problem.variant != "conv" or problem.padding_mode != "zeros":
+        return d, h, w
+    if math.prod(axis.useful() for axis in (d, h, w)) > MOST_USEFUL:
+        return d, h, w
+    split = d.split(), h.split(), w.split()
+    few_pixels = math.prod(problem.output_size) < LEAST_PIXELS * math.prod(len(axis.sums) for axis in split)
+    return (d, h, w) if few_pixels else split
+
+
+def dense_flops(problem: Problem) -> float:
+    """Return the operations that the product does."""
+    if problem.variant != "conv" or all(len(axis.sums) <= 1 for axis in split_axes(problem)):
+        return problem.flops
+    return problem.flops * math.prod(axis.useful() for axis in axes_of(problem))
 
 
 def channels_in_lanes(b: Builder, axes: Axes) -> bool:
@@ -164,6 +186,12 @@ class DensePlan:
         # Small planes share a task, so that tiles are full; which pixels share one changes no result.
         self.images_per_task = max(PIXEL_BLOCK // 2 // self.pixels, 1)
         self.direct = False
+        # A K block is a block of channels with all their taps, if that fits.
+        whole = max(self.channel_step(taps) * taps for taps in {self.taps_of(s) for s in self.sums})
+        self.k_block = whole if in_lanes and K_BLOCK // 2 < whole <= K_BLOCK else K_BLOCK
+
+    def taps_of(self, s: Sums) -> int:
+        return math.prod(len(axis.taps) for axis in s)
 
     def add_image(self) -> None:
         """Decide whether the input is read in place, and add the halo stage if not."""
@@ -205,44 +233,67 @@ class DensePlan:
         # Strides of the weights over output channels of a group, input channels and groups.
         o_stride, c_stride = (taps, self.o * taps) if transposed else (self.c * taps, taps)
         group_stride = self.c * self.o * taps
-        self.k_block = K_BLOCK
         packed = self.in_lanes or transposed or p.prepared
         width = min(self.width, round_up(self.o, b.lanes)) if self.in_lanes else self.rows
         self.w_width = width if packed else 1
+        self.w_row = (
+            o_stride if self.in_lanes and not (transposed or p.prepared) and self.uses() <= FEW_USES else 0
+        )
         blocks = -(-self.o // self.w_width)
-        self.records: list[dict[str, int]] = []
-        identity = b.table(np.arange(self.c * taps) * self.w_width) if packed else 0
-        packs, at = [], 0
+        sources, self.records = [], []
         for s in self.sums:
             kernel, offsets = kernel_index(self.axes, s), self.image.tap_offsets(s)
             c, t = self.k_order(len(kernel))
-            source = c * c_stride + kernel[t]
-            count = len(source)
-            record = {
-                "taps": count,
-                "x_offsets": b.table(c * self.x_channel + offsets[t]),
-                "w_offsets": identity if packed else b.table(source),
-                "w": at,
-                "w_group": blocks * count * self.w_width if packed else group_stride,
-                "w_block": count * self.w_width if packed else o_stride,
-            }
-            self.records.append(record)
-            if packed:
-                packs.append(record | {"source": source, "x": 0})
-                at += p.groups * blocks * count * self.w_width
-        if packed:
+            sources.append(c * c_stride + kernel[t])
+            x_offsets = b.table(c * self.x_channel + offsets[t])
+            self.records.append({"taps": len(c), "x_offsets": x_offsets, "w": 0, "w_places": 0})
+        if self.w_row:
+            tables = [self.panels(source) for source in sources]
+            strides = {"w_group": group_stride, "w_block": width * o_stride}
+        elif packed:
+            # Sums of one convolution share weights, those of a transposed one do not.
+            offsets, first, inverse = np.unique(
+                np.concatenate(sources), return_index=True, return_inverse=True
+            )
+            places = np.argsort(np.argsort(first)) * width
+            ends = np.cumsum([len(source) for source in sources])[:-1]
+            tables = [{"w_offsets": b.table(part)} for part in np.split(places[inverse], ends)]
+            strides = {"w_group": blocks * len(offsets) * width, "w_block": len(offsets) * width}
+        else:
+            tables = [{"w_offsets": b.table(source)} for source in sources]
+            strides = {"w_group": group_stride, "w_block": o_stride}
+        for record, table in zip(self.records, tables, strict=True):
+            record |= table | strides
+        self.w = Operand("weight")
+        if packed and not self.w_row:
             self.w = b.pack(
-                packs,
-                at,
-                self.w_width,
+                offsets,
+                places,
+                strides["w_block"],
+                width,
                 blocks,
                 rows=self.o,
                 x_row=o_stride,
                 groups=p.groups,
                 x_group=group_stride,
             )
-        else:
-            self.w = Operand("weight")
+
+    def uses(self) -> int:
+        """Return how many tasks a call has for each block of output channels."""
+        blocks = [
+            -(-math.prod(axis.count for axis in s) * self.images_per_task // (PIXEL_BLOCK // 2))
+            for s in self.sums
+        ]
+        return -(-self.p.batch // self.images_per_task) * sum(blocks)
+
+    def panels(self, source: np.ndarray) -> dict[str, int]:
+        """Return the tables by which a task packs the panel of each K block."""
+        orders = [k + np.argsort(source[k : k + self.k_block]) for k in range(0, len(source), self.k_block)]
+        order = np.concatenate(orders)
+        return {
+            "w_offsets": self.b.table(source[order]),
+            "w_places": self.b.table(order % self.k_block * self.w_width),
+        }
 
     def k_order(self, taps: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (channel, tap) of each k.
@@ -253,10 +304,13 @@ class DensePlan:
         if not self.in_lanes:
             c, t = np.meshgrid(np.arange(self.c), np.arange(taps), indexing="ij")
             return c.ravel(), t.ravel()
-        step = max(min(K_BLOCK // taps, self.c), min(8, self.c))
+        step = self.channel_step(taps)
         blocks = [np.arange(c, min(c + step, self.c)) for c in range(0, self.c, step)]
         found = [np.meshgrid(np.arange(taps), block, indexing="ij") for block in blocks]
         return np.concatenate([c.ravel() for _, c in found]), np.concatenate([t.ravel() for t, _ in found])
+
+    def channel_step(self, taps: int) -> int:
+        return max(min(K_BLOCK // taps, self.c), min(8, self.c))
 
     def add_product(self) -> None:
         b, p = self.b, self.p
@@ -270,6 +324,7 @@ class DensePlan:
         if self.in_lanes:
             chunk, chunks = self.w_width, -(-self.o // self.w_width)
             scratch = pixel_block * self.width + self.width * (pixel_block + b.lanes)
+            scratch += self.k_block * self.w_width if self.w_row else 0
         else:
             chunk = self.channel_chunk(pixel_block, sum(blocks) * p.groups, deep)
             chunks = -(-self.o // chunk)
@@ -315,6 +370,7 @@ class DensePlan:
             chunks=chunks,
             chunk=chunk,
             w_width=self.w_width,
+            w_row=self.w_row,
             sums=b.records("sum", self.records),
             sum_count=len(self.records),
             pixel_block=pixel_block,

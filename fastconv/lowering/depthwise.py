@@ -8,14 +8,13 @@ from .columns import TILE_ROWS, Columns, plane_tiles
 from .dense import add_bias_only
 from .geometry import Axes, Axis, Image, axes_of, input_strides, output_strides, sums_of
 from .pixels import is_small, lower_pixels
-from .program import WORDS, Builder, Engines, Operand, Words, round_up
+from .program import ENOUGH_TASKS, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise"]
 
 # Two bands lie in L1 beside what is read and written: one is summed while the next is copied. From 6 to 16 kB the
 # time is the same; at 8 kB a 7x7 layer has 1.3 misses in L1 a line of input and output, at 16 kB 1.8.
 BAND_BYTES = 8 << 10
-ENOUGH_TASKS = 8
 GFLOPS = 40.0
 
 

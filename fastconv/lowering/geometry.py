@@ -6,7 +6,8 @@ read line ``p + offset[t]`` of phase ``phase[t]``. A transposed convolution is a
 each output phase, over one image without phases.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -110,6 +111,29 @@ class Axis:
             begin, end = int(edges[2 * longest]), int(edges[2 * longest + 1]) + 1
             found[p] = begin, end, line[begin], step
         return found
+
+    def useful(self) -> float:
+        """Return the share of (tap, output) pairs whose tap meets the image and not its padding."""
+        pairs = [self.sources(s) >= 0 for s in self.sums]
+        return sum(int(p.sum()) for p in pairs) / max(sum(p.size for p in pairs), 1)
+
+    def split(self) -> "Axis":
+        """Return the axis with a sum for each stretch of outputs that the same taps reach."""
+        found = []
+        for s in self.sums:
+            inside = self.sources(s) >= 0
+            edges = np.flatnonzero((inside[:, 1:] != inside[:, :-1]).any(axis=0)) + 1
+            bounds = [0, *edges.tolist(), s.count]
+            for begin, end in pairwise(bounds):
+                taps = inside[:, begin]
+                if taps.any():
+                    start = s.start + s.step * begin
+                    found.append(
+                        AxisSum(
+                            s.taps[taps], s.phases[taps], s.offsets[taps] + begin, start, s.step, end - begin
+                        )
+                    )
+        return replace(self, sums=tuple(found))
 
     def sources(self, axis_sum: AxisSum) -> np.ndarray:
         """Source index of each (tap, output q) of a sum, -1 in the padding."""

@@ -3,41 +3,60 @@
 =========================  ===========================================================================
 conv_depthwise_nchw        tiles of rows, the halo of a channel in the thread's own scratch
 conv_depthwise_nhwc        channels in vectors, no halo: padding is a pixel of zeros
+conv_winograd_4, _5, _6    small squares of stride 1: fewer products, between transforms to 4x4 ... 6x6 points
+conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
+conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
+from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, WEIGHT_GRAD, Problem
 from ..registry import Kernel, Refusal
 from .deform import lower_deform
-from .dense import lower_dense
+from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
-from .program import Engines
+from .depthwise_grad import lower_plane_grad
+from .program import Engines, round_up
+from .weight_grad import lower_weight_grad
+from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 
 __all__ = ["program_kernels"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Rough speeds of one core, only there to rank kernels: operations and bytes a second.
-DENSE_FLOPS = 60e9
+DENSE_FLOPS = 100e9
 DEPTHWISE_FLOPS = 45e9
 SAMPLE_BYTES = 20e9
+TRANSFORM_BYTES = 20e9
+CACHE_BYTES = 27e9
 MEMORY_BYTES = 10e9
 OVERHEAD = 2e-6
+WINOGRAD_OVERHEAD = 8e-6
+TILE_STEPS = 8
+LANES = 16
+# In float32 4e-6, about what the direct kernels of other libraries have.
+WINOGRAD_TOLERANCE = 32.0
 
 Lower = Callable[[Problem, Engines], Any]
 
 
 def program_kernels(
-    backend: str, engines: Callable[[str], Engines], *, functions: bool, handicap: float = 1.0
+    backend: str,
+    engines: Callable[[str], Engines],
+    *,
+    functions: bool,
+    handicap: float = 1.0,
 ) -> tuple[Kernel, ...]:
     """Return the kernels of a backend whose engines read the tables of this folder.
 
@@ -53,7 +72,14 @@ def program_kernels(
         How many times as long as the quickest engines these take.
     """
 
-    def kernel(name: str, ops: tuple[str, ...], refuse: Callable, cost: Callable, lower: Lower) -> Kernel:
+    def kernel(
+        name: str,
+        ops: tuple[str, ...],
+        refuse: Callable,
+        cost: Callable,
+        lower: Lower,
+        tolerance: float = 0.0,
+    ) -> Kernel:
         def refuse_all(problem: Problem) -> str | None:
             if problem.dtype not in DTYPES:
                 return Refusal.DTYPE
@@ -66,9 +92,18 @@ def program_kernels(
 
             return lower(problem, engines(config.best_isa(_native.isas())))
 
-        return Kernel(name, backend, ops, refuse_all, lambda problem: handicap * cost(problem), build)
+        return Kernel(
+            name, backend, ops, refuse_all, lambda problem: handicap * cost(problem), build, tolerance
+        )
 
     table = []
+    for points in (4, 5, 6):
+        refuse, cost, lower = refuse_winograd(points), cost_winograd(points), lower_winograd(points)
+        tolerance = 0.0 if points <= EXACT_POINTS else WINOGRAD_TOLERANCE
+        table += [
+            kernel(f"{op}_winograd_{points}", (f"{op}2d",), refuse, cost, lower, tolerance)
+            for op in ("conv", "conv_transpose")
+        ]
     for op, ops in (("conv", CONV), ("conv_transpose", CONV_TRANSPOSE)):
         for layout in ("NCHW", "NHWC"):
             case = layout.lower()
@@ -77,6 +112,11 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    for name, cost, lower in (
+        ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
+        ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
+    ):
+        table.append(kernel(name, WEIGHT_GRAD, lambda problem: None, cost, lower))
     return tuple(table)
 
 
@@ -95,7 +135,31 @@ def refuse_other(layout: str, *, depthwise: bool) -> Callable[[Problem], str | N
 
 def cost_dense(problem: Problem, speed: float = DENSE_FLOPS) -> float:
     """Time to compute and to move memory once, in seconds; vectors hold half as many doubles."""
-    return OVERHEAD + problem.flops / speed * problem.dtype.itemsize / 4 + problem.bytes / MEMORY_BYTES
+    return OVERHEAD + dense_flops(problem) / speed * problem.dtype.itemsize / 4 + problem.bytes / MEMORY_BYTES
+
+
+def cost_winograd(points: int) -> Callable[[Problem], float]:
+    """Return the time of the products (or of streaming their weights, if longer) and of the transforms."""
+
+    def cost(problem: Problem) -> float:
+        filtering = filtering_of(problem, points)
+        if not isinstance(filtering, Filtering):
+            return math.inf
+        size, products = problem.dtype.itemsize, filtering.products(points)
+        c, o = problem.in_channels, problem.out_channels
+        pairs = c * o // problem.groups
+        # A tile takes some steps to begin and to end, and whole vectors of output channels.
+        idle = (
+            (1 + TILE_STEPS * problem.groups / c) * round_up(o // problem.groups, LANES) * problem.groups / o
+        )
+        weights = points**2 * pairs * len(filtering.sums) * size
+        seconds = max(2 * products * pairs * idle / DENSE_FLOPS * size / 4, weights / CACHE_BYTES)
+        seconds += products * (c + o) * size / TRANSFORM_BYTES
+        if not problem.prepared:
+            seconds += weights / MEMORY_BYTES
+        return WINOGRAD_OVERHEAD + seconds + problem.bytes / MEMORY_BYTES
+
+    return cost
 
 
 def cost_depthwise(problem: Problem) -> float:
@@ -106,3 +170,18 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_dense(problem) + samples / SAMPLE_BYTES
+
+
+def cost_weight_grad(problem: Problem) -> float:
+    """A tile is slow where output channels do not fill its vectors, or input channels its rows."""
+    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    idle = 0.6 * 16 * -(-o // 16) / o * max(1, 5 / (c * problem.taps))
+    return cost_dense(problem, DENSE_FLOPS / idle)
+
+
+def cost_plane_grad(problem: Problem) -> float:
+    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes."""
+    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    vectors = problem.output_size[-1] / 16
+    idle = 0.7 * (math.ceil(vectors) + 0.6) / vectors * (1.5 if c == 1 else 1 + 1 / o)
+    return cost_dense(problem, DENSE_FLOPS / idle)

@@ -31,8 +31,8 @@ def lower_pixels(b: Builder, axes: Axes) -> None:
         # Each channel is repeated for every output it feeds; then output and input channels agree.
         x, x_image, strides = _repeat(b)
     w_stride = round_up(channels, b.lanes)
-    one = {"source": np.arange(p.taps), "x": 0, "w": 0, "w_group": 0, "w_block": 0}
-    packed = b.pack([one], p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
+    taps = np.arange(p.taps)
+    packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
     records, tasks, row_words, list_words = [], 0, 0, 0
     for s in sums_of(axes):
         sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]

@@ -17,6 +17,8 @@ __all__ = ["ACTIVATION_CODES", "WORDS", "Builder", "Engines", "Operand", "Words"
 
 # Partial sums stay small (and errors with them) and a panel of one tile's width stays in L1.
 K_BLOCK = 128
+# More tasks than this for an image are enough to keep threads busy.
+ENOUGH_TASKS = 8
 # Weights of one task of the packing stage, along k.
 PACK_PIECE = 128
 # Scratch of a chunk of images: half of a common L2 cache.
@@ -24,16 +26,26 @@ CHUNK_BYTES = 1 << 19
 
 ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hardswish": 5}
 
-_SUM = "task_begin taps x_offsets w_offsets w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
+_SUM = (
+    "task_begin taps x_offsets w_offsets w_places w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
+)
 _HALO = (
     "x y images x_image x_channel x_d x_h x_w y_image y_block y_d y_h y_phase y_w repeat blocks starts "
     "rows_d rows_h w_phases w_lines map_d map_h map_w runs"
 )
-_PACK = "x y sums sum_count groups rows width blocks pieces by_blocks x_group x_row"
+_PACK = "x y offsets places count groups rows width blocks pieces by_blocks x_group x_row y_group y_block"
 _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
-    "groups channels chunks chunk w_width sums sum_count pixel_block k_block activation direct"
+    "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct"
 )
+_WINOGRAD_WEIGHTS = "x y outputs kernel channels width pieces x_block y_block y_point"
+_WINOGRAD = (
+    "x w weight b y work work_stride images outputs kernel x_image x_group x_h x_w y_image y_group y_channel "
+    "y_h y_w groups depth channels parts sums sum_count block v v_row width w_block w_point k_block "
+    "activation weight_group w_row"
+)
+_WINOGRAD_SUM = "tiles tile_count w w_offsets x_offsets"
+_WINOGRAD_TILE = "x y rows columns row"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
@@ -53,15 +65,31 @@ _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
-    "w_width w_blocks tile tiles tap_block k_block activation"
+    "w_width w_blocks w_block tile tiles tap_block k_block activation"
 )
 _BLOCK = "x channels group offset_group w last"
+_WEIGHT_GRAD = (
+    "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
+    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
+)
+_PLANE_GRAD = (
+    "x gy gw work work_stride images x_image x_channel x_d x_h x_w gy_image gy_channel gy_d gy_h gy_w "
+    "channels outputs n_d n_h n_w band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h "
+    "map_w runs line_channel line_d line_phase line_h pitch kernel_taps sets set_count taps_w w_offsets w_taps "
+    "x_offsets places pairs"
+)
+_GRAD_ROW = "x offset step count tap tap_step"
+_GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"
 
 WORDS = {
     "sum": tuple(_SUM.split()),
     "halo": tuple(_HALO.split()),
     "pack": tuple(_PACK.split()),
     "dense": tuple(_DENSE.split()),
+    "winograd_weights": tuple(_WINOGRAD_WEIGHTS.split()),
+    "winograd": tuple(_WINOGRAD.split()),
+    "winograd_sum": tuple(_WINOGRAD_SUM.split()),
+    "winograd_tile": tuple(_WINOGRAD_TILE.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
     "plane_sum": tuple(_PLANE_SUM.split()),
     "plane_tile": tuple(_PLANE_TILE.split()),
@@ -71,6 +99,10 @@ WORDS = {
     "pixel_tile": tuple(_PIXEL_TILE.split()),
     "deform": tuple(_DEFORM.split()),
     "block": tuple(_BLOCK.split()),
+    "weight_grad": tuple(_WEIGHT_GRAD.split()),
+    "grad_tap": tuple(_GRAD_TAP.split()),
+    "plane_grad": tuple(_PLANE_GRAD.split()),
+    "grad_row": tuple(_GRAD_ROW.split()),
 }
 
 # Which table each engine reads.
@@ -80,9 +112,14 @@ ENGINES = {
     "pack": "pack",
     "dense_rows": "dense",
     "dense_lanes": "dense",
+    "winograd_weights": "winograd_weights",
+    "winograd_inputs": "winograd",
+    "winograd": "winograd",
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
+    "weight_grad": "weight_grad",
+    "plane_grad": "plane_grad",
 }
 
 
@@ -119,8 +156,9 @@ class Operand:
     Attributes
     ----------
     name : str
-        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images`` and
-        ``thread_stride`` are no addresses but the images of the chunk and the bytes of a thread's scratch.
+        One of ``fastconv._native.OPERAND_NAMES``. ``input_end`` is where readable input ends; ``images``,
+        ``first_image`` and ``thread_stride`` are no addresses but the images of the chunk, which of all is its
+        first, and the bytes of a thread's scratch.
     image_bytes : int
         From one image to the next; 0 for what is not per image.
     offset : int
@@ -203,10 +241,18 @@ class Builder:
         self.thread_bytes = max(self.thread_bytes, elements * self.itemsize)
         return Operand("thread")
 
+    def packed(self, elements: int) -> Operand:
+        """Reserve what a plan keeps of the weights."""
+        found = Operand("packed", 0, self.packed_bytes)
+        self.packed_bytes = round_up(self.packed_bytes + elements * self.itemsize, 64)
+        self.copies.append(f"packed weights: {_bytes(elements * self.itemsize)}")
+        return found
+
     def pack(
         self,
-        sums: Sequence[dict[str, Any]],
-        elements: int,
+        offsets: np.ndarray,
+        places: np.ndarray,
+        block: int,
         width: int,
         blocks: int,
         *,
@@ -214,39 +260,34 @@ class Builder:
         x_row: int,
         groups: int = 1,
         x_group: int = 0,
+        keep: bool = True,
     ) -> Operand:
-        """Add the stage that packs weights, and return where they go.
+        """Add the stage that packs weights, and return where they go: what a plan keeps, or else scratch.
 
-        Each sum is a dict of ``source`` (the weight offset of each k), ``x`` (where in the weights it
-        begins), ``w``, ``w_group`` and ``w_block`` (where packed weights go, by group and by block of `width`
-        rows).
+        The weights of a group at `offsets` go to `places` in a block of `block` elements, `width` output
+        channels side by side; there are `blocks` of them in a group, `rows` output channels in all.
         """
-        records = []
-        for one in sums:
-            source = np.asarray(one["source"])
-            zeros = dict.fromkeys(WORDS["sum"], 0)
-            order = self.table(np.argsort(source, kind="stable"))
-            tables = {"taps": len(source), "x_offsets": order, "w_offsets": self.table(source)}
-            records.append(zeros | tables | {name: one[name] for name in ("x", "w", "w_group", "w_block")})
-        # Pieces so small that what is read for one sum is still in L2 for the next.
-        deepest = max((record["taps"] for record in records), default=0)
-        pieces = max(-(-deepest // PACK_PIECE), 1)
-        y = Operand("packed", 0, self.packed_bytes)
-        self.packed_bytes = round_up(self.packed_bytes + elements * self.itemsize, 64)
-        self.copies.append(f"packed weights: {_bytes(elements * self.itemsize)}")
+        order = np.argsort(offsets, kind="stable")
+        elements = groups * blocks * block
+        y = self.packed(elements) if keep else self.scratch(0, elements)
+        # Pieces so small that what is read of a cache line is still in L2 for the next block.
+        pieces = max(-(-len(offsets) // PACK_PIECE), 1)
         words: Words = dict(
             x=Operand("weight"),
             y=y,
-            sums=self.records("sum", records),
-            sum_count=len(records),
+            offsets=self.table(offsets[order]),
+            places=self.table(places[order]),
+            count=len(offsets),
             groups=groups,
             rows=rows,
             width=width,
             blocks=blocks,
             pieces=pieces,
-            by_blocks=int(x_row < deepest),
+            by_blocks=int(x_row < len(offsets)),
             x_group=x_group,
             x_row=x_row,
+            y_group=blocks * block,
+            y_block=block,
         )
         self.stage("pack", groups * blocks * pieces, words, weights_only=True)
         return y

@@ -2,13 +2,15 @@
 
 They are those of the cython backend, and so are the programs: engines have the same names, take the same
 tables and run in the same threads as those in src/. Only that they are compiled here, when they are first
-needed, which lets an activation be any function that numba can compile. Numba is imported when a kernel is
-built, and not before.
+needed, which lets an activation be any function that numba can compile. What was compiled stays on disk, so
+numba is imported only where something is compiled for the first time on a machine.
 
-- ``halo``, ``pack``, ``tile``, ``dense``, ``depthwise``, ``deform``, ``epilogue``: the engines, as in src/
+- ``halo``, ``pack``, ``tile``, ``dense``, ``winograd``, ``depthwise``, ``deform``, ``weight_grad``, ``depthwise_grad``,
+  ``epilogue``: the engines, as in src/
 - ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
+- ``transforms``: the formulas of ``winograd``
 - ``activation``: silu, gelu, and the functions of users
-- ``engines``: compiling and caching
+- ``engines``: what programs ask; ``objects``: compiled code on disk; ``compiling``: numba; ``shapes``: sizes
 """
 
 from typing import Any
@@ -22,14 +24,14 @@ HANDICAP = 1.1
 
 
 def load_engines(isa: str) -> Any:
-    """Return the engines for an instruction set, which import numba."""
+    """Return the engines for an instruction set."""
     from .engines import engines
 
     return engines(isa)
 
 
 class NumbaBackend:
-    """Kernels compiled by numba when they are first needed, and kept in its disk cache."""
+    """Kernels compiled by numba when they are first needed, and kept on disk."""
 
     name = "numba"
     kernels = program_kernels("numba", load_engines, functions=True, handicap=HANDICAP)
@@ -40,6 +42,10 @@ class NumbaBackend:
             from ... import _native  # noqa: F401
         except ImportError as error:
             return f"the compiled module, which runs the programs, cannot be imported: {error}"
+        from . import objects
+
+        if objects.used_before():  # importing numba would take longer than all the rest
+            return None
         try:
             import numba
         except Exception as error:  # ImportError, or whatever a NumPy it was not made for provokes
@@ -47,7 +53,7 @@ class NumbaBackend:
         if getattr(numba.config, "DISABLE_JIT", False):
             return "compiling is switched off: the environment variable NUMBA_DISABLE_JIT is set"
         try:
-            from . import engines  # noqa: F401
+            from . import compiling  # noqa: F401
         except (ImportError, AttributeError) as error:
             return f"numba {numba.__version__} lacks what the engines are written with: {error}"
         return None

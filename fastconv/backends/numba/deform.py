@@ -41,7 +41,7 @@ from .simd import (
     void,
     word,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, tile
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, tile
 
 NAN = float("nan")
 AXES, CORNERS = 3, 8
@@ -171,7 +171,7 @@ def deform_sample(a, work, x, channels, tap, taps, pixels, row):
 
 
 @helper
-def deform_multiply(a, work, w, taps, pixels, row, w_block, add):
+def deform_multiply(a, tiles, work, w, taps, pixels, row, add):
     """Multiply the samples of some taps into the sums of all output channels."""
     ones, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
     pixel = stack_integers(MAX_TILE_ROWS)
@@ -183,13 +183,13 @@ def deform_multiply(a, work, w, taps, pixels, row, w_block, add):
         for block in range(a.w_blocks):
             channels = min(a.channels - block * a.w_width, a.w_width)
             nv = (channels + lanes(w) - 1) // lanes(w)
-            w_k = w + (block * w_block + k * a.w_width)
+            w_k = w + (block * a.w_block + k * a.w_width)
             for p in range(0, pixels, lane_rows(w)):
                 rows = min(pixels - p, lane_rows(w))
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
                 c = work.sums + (block * a.tile + p) * a.w_width
-                tile(rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
+                tile(tiles, rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
 
 
 @helper
@@ -214,7 +214,7 @@ def deform_finish(a, work, group, pixels, y):
 
 def deform(a, begin, end, thread):
     """A task is a tile of output pixels."""
-    work = deform_scratch(a, thread)
+    work, tiles = deform_scratch(a, thread), lane_tiles(a)
     taps, plane = a.kernel_d * a.kernel_h * a.kernel_w, a.out_d * a.out_h * a.out_w
     for task in range(begin, end):
         image, first = task // a.tiles, task % a.tiles * a.tile
@@ -232,12 +232,12 @@ def deform(a, begin, end, thread):
                     offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
                     deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels)
             x, w = reals(a, a.x) + (image * a.x_image + block.x), reals(a, a.w) + block.w
-            row, w_block = a.tap_block * block.channels, taps * block.channels * a.w_width
+            row = a.tap_block * block.channels
             for t in range(0, taps, a.tap_block):
                 some = min(taps - t, a.tap_block)
                 deform_sample(a, work, x, block.channels, t, some, pixels, row)
                 w_t = w + t * block.channels * a.w_width
-                deform_multiply(a, work, w_t, some * block.channels, pixels, row, w_block, add)
+                deform_multiply(a, tiles, work, w_t, some * block.channels, pixels, row, add)
                 add = True
             if block.last:
                 y = reals(a, a.y) + (image * a.y_image + first * a.y_w)

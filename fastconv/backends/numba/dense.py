@@ -10,8 +10,9 @@ channels a group the stitching would not pay, and the vectors read the image in 
 
 from numba import int64
 
-from .epilogue import finish_lanes, finish_row, store_rows
-from .moves import copy, copy_over, transpose
+from .epilogue import finish_row, leave_lanes, store_rows
+from .moves import copy, copy_over
+from .pack import pack_block
 from .simd import (
     address,
     elements_before,
@@ -29,7 +30,9 @@ from .tile import (
     MAX_TILE_ROWS,
     MAX_TILE_WIDTH,
     lane_rows,
+    lane_tiles,
     lane_vectors,
+    pixel_tiles,
     tile,
     tile_rows,
     tile_vectors,
@@ -144,7 +147,7 @@ def within(x, x_end, offsets, count, width):
 
 def dense_rows(a, begin, end, thread):
     """A row of the tile is an output channel, its vectors are pixels."""
-    bias = reals(a, a.b)
+    bias, tiles = reals(a, a.b), pixel_tiles(a)
     panel = reals(a, a.work + thread * a.work_stride)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
     runs, source = stack_runs(a, MAX_TILE_WIDTH), stack_runs(a, 1)
@@ -196,7 +199,7 @@ def dense_rows(a, begin, end, thread):
                     if k_blocks > 1:
                         c_row = a.pixel_block + lanes(a)
                         c = partial + ((o - first) * c_row + start * lanes(a))
-                    tile(rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
+                    tile(tiles, rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
                     if kb < k_blocks - 1:
                         continue
                     if a.b or a.activation:
@@ -208,10 +211,11 @@ def dense_rows(a, begin, end, thread):
 
 def dense_lanes(a, begin, end, thread):
     """A row of the tile is a pixel, its vectors are output channels."""
-    bias = reals(a, a.b)
+    bias, tiles = reals(a, a.b), lane_tiles(a)
     c = reals(a, a.work + thread * a.work_stride)
     turned = c + a.pixel_block * lane_vectors(a) * lanes(a)
     turned_row = a.pixel_block + lanes(a)
+    panel = turned + lane_vectors(a) * lanes(a) * turned_row
     steps, pixel = stack_integers(MAX_K_BLOCK), stack_integers(MAX_PIXEL_BLOCK)
     runs = stack_runs(a, MAX_PIXEL_BLOCK)
     for i in range(a.k_block):
@@ -221,7 +225,7 @@ def dense_lanes(a, begin, end, thread):
         part = records(a, a.sums, "sum")[s]
         x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
         w = reals(a, a.w) + (part.w + group * part.w_group + chunk * part.w_block)
-        x_offsets = integers(part.x_offsets)
+        x_offsets, w_offsets = integers(part.x_offsets), integers(part.w_offsets)
         first = chunk * a.w_width
         channels = min(a.channels - first, a.w_width)
         nv = (channels + lanes(a) - 1) // lanes(a)
@@ -235,18 +239,18 @@ def dense_lanes(a, begin, end, thread):
         for kb in range(k_blocks):
             k = kb * a.k_block
             count = min(part.taps - k, a.k_block)
+            columns, column_offsets = w, w_offsets + k
+            if a.w_row:
+                places = integers(part.w_places) + k
+                pack_block(panel, a.w_width, w, a.w_row, channels, w_offsets + k, places, count)
+                columns, column_offsets = panel, steps
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
-                tile(rows, nv, count, pixel + p, x_offsets + k, w + k * a.w_width, steps, c_p, width, kb)
-        if a.b or a.activation:
-            b = bias + (group * a.channels + first)
-            for p in range(pixels):
-                finish_lanes(c + p * width, channels, b, a.b != 0, a.activation)
-        if a.y_channel == 1:
-            for s in range(found):
-                run = runs[s]
-                for i in range(run.count):
-                    copy(y + (run.y + i * part.y_w), c + (run.at + i) * width, channels)
-        else:
-            transpose(turned, turned_row, c, width, pixels, channels)
-            store_rows(turned, turned_row, channels, runs, found, y, a.y_channel, part.y_w)
+                tile(
+                    tiles, rows, nv, count, pixel + p, x_offsets + k, columns, column_offsets, c_p, width, kb
+                )
+        b = bias + (group * a.channels + first)
+        leave_lanes(
+            c, width, pixels, channels, runs, found, b, a.b != 0, a.activation,
+            turned, turned_row, y, a.y_channel, part.y_w,
+        )  # fmt: skip

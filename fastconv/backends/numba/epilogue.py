@@ -7,11 +7,12 @@ The word `activation` is one of the codes below, or else the address of a compil
 array in place: silu, gelu and the functions of users cost one small compilation each, and the engines none.
 """
 
+from ...lowering.program import ACTIVATION_CODES
 from .moves import copy, copy_spread, copy_strided, load_some, transpose
 from .simd import at_least, at_most, call, helper, lanes, load, splat, store
 
-LINEAR, RELU, RELU6, HARDSWISH = 0, 1, 2, 5
-LAST_CODE = 6
+LINEAR, RELU, RELU6, HARDSWISH = (ACTIVATION_CODES[name] for name in (None, "relu", "relu6", "hardswish"))
+LAST_CODE = max(ACTIVATION_CODES.values())
 
 
 @helper
@@ -68,3 +69,21 @@ def store_rows(c, c_row, rows, runs, run_count, y, y_channel, y_w):
                     copy_spread(to, source, run.count)
                 else:
                     copy_strided(to, y_w, source, 1, run.count)
+
+
+@helper
+def leave_lanes(
+    c, width, pixels, channels, runs, run_count, bias, has_bias, activation, turned, turned_row, y, y_channel, y_w
+):  # fmt: skip
+    """The way out of [pixel][channel] results: finished in place, then copied, or turned where channels come first."""
+    if has_bias or activation:
+        for p in range(pixels):
+            finish_lanes(c + p * width, channels, bias, has_bias, activation)
+    if y_channel == 1:
+        for s in range(run_count):
+            run = runs[s]
+            for i in range(run.count):
+                copy(y + (run.y + i * y_w), c + (run.at + i) * width, channels)
+    else:
+        transpose(turned, turned_row, c, width, pixels, channels)
+        store_rows(turned, turned_row, channels, runs, run_count, y, y_channel, y_w)

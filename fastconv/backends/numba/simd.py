@@ -8,8 +8,7 @@ Numba has no types for these, so this file teaches it three:
   ``a.x_image``, ``sums[i].taps``.
 
 An engine gets a Record, and everything else follows from the type of that argument: the same Python function
-compiles for float32 and float64 and for every vector width, helpers included, without a literal or a closure
-(numba's disk cache does not hit for functions closed over intrinsics or types).
+compiles for float32 and float64 and for every vector width, helpers included.
 
 Functions named ``emit_*`` write LLVM instructions, for the verbs that are emitted whole, like the tile.
 """
@@ -74,23 +73,18 @@ class Pointer(types.CPointer):
 
 
 class Record(types.Type):
-    """A table of 64-bit words with names; like a pointer, it knows the element type and the vector width.
+    """A table of 64-bit words with names; like a pointer, it knows the element type and the vector width."""
 
-    `edition` stands for the sources that engines are compiled from. As a part of the engine's signature it is
-    a part of the key in numba's disk cache, which by itself only notices edits to the file of the engine and
-    not to those of its helpers.
-    """
-
-    def __init__(self, layout: str, element: types.Type, lanes: int, edition: int):
-        self.layout, self.element, self.lanes, self.edition = layout, element, lanes, edition
-        super().__init__(f"record({layout}, {element} x {lanes}, edition {edition})")
+    def __init__(self, layout: str, element: types.Type, lanes: int):
+        self.layout, self.element, self.lanes = layout, element, lanes
+        super().__init__(f"record({layout}, {element} x {lanes})")
 
     @property
     def fields(self) -> tuple[str, ...]:
         return LAYOUTS[self.layout]
 
     def of(self, layout: str) -> "Record":
-        return Record(layout, self.element, self.lanes, self.edition)
+        return Record(layout, self.element, self.lanes)
 
 
 INTEGERS = Pointer(types.int64, 1)
@@ -609,18 +603,47 @@ def emit_totals(builder: Any, kind: Any, totals: list, places: list, add: Any) -
                 emit_store(builder, kind, place, total)
 
 
-def emit_out_of_line(builder: Any, name: str, args: Sequence, emit: Callable) -> None:
-    """Call a function that is emitted at its first use and never inlined: it has all registers to itself."""
-    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+def emit_function(builder: Any, name: str, kind: ir.FunctionType, emit: Callable) -> Any:
+    """Return a function that is emitted at its first mention and never inlined: it has all registers to itself."""
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     if not function.blocks:
         function.linkage = "linkonce_odr"  # one copy, however many modules that have it are linked
         function.attributes.add("noinline")
         function.attributes.add("nounwind")
         inner = ir.IRBuilder(function.append_basic_block("entry"))
-        emit(inner, *function.args)
-        inner.ret_void()
-    builder.call(function, args)
+        value = emit(inner, *function.args)
+        if value is None:
+            inner.ret_void()
+        else:
+            inner.ret(value)
+    return function
+
+
+def emit_out_of_line(builder: Any, name: str, args: Sequence, emit: Callable) -> None:
+    """Call a function of its own, which is emitted at its first use."""
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    builder.call(emit_function(builder, name, kind, emit), args)
+
+
+def emit_table(builder: Any, name: str, functions: dict[int, Any]) -> Any:
+    """Return a constant table of the addresses of functions, by their numbers.
+
+    An engine hands tables to its helpers, so that the functions are compiled with the engine alone: LLVM works
+    on a helper by itself and then again on whatever it is linked into.
+    """
+    entries = [functions[n].ptrtoint(WORD) if n in functions else WORD(0) for n in range(max(functions) + 1)]
+    kind = ir.ArrayType(WORD, len(entries))
+    if name not in builder.module.globals:
+        table = cgutils.add_global_variable(builder.module, kind, name)
+        table.linkage, table.global_constant = "internal", True
+        table.initializer = ir.Constant(kind, entries)
+    return builder.bitcast(builder.module.globals[name], INTEGER_POINTER)
+
+
+def emit_call_entry(builder: Any, table: Any, number: Any, kind: ir.FunctionType, args: Sequence) -> Any:
+    """Call the function that has a number in a table."""
+    function = builder.inttoptr(emit_get(builder, table, number), kind.as_pointer())
+    return builder.call(function, args)
 
 
 def emit_switch(builder: Any, value: Any, cases: dict[int, Callable]) -> None:
@@ -637,3 +660,38 @@ def emit_switch(builder: Any, value: Any, cases: dict[int, Callable]) -> None:
         emit()
         builder.branch(after)
     builder.position_at_end(after)
+
+
+class Term:
+    """A vector of the function being emitted, for formulas: ``a + 2 * b``; numbers become vectors."""
+
+    __array_ufunc__ = None  # so that a NumPy number on the left leaves the operation to us
+
+    def __init__(self, builder: Any, value: Any):
+        self.builder, self.value = builder, value
+
+    def all_lanes(self, number: Any) -> Any:
+        return ir.Constant(self.value.type, [float(number)] * self.value.type.count)
+
+    def _apply(self, verb: str, other: Any) -> "Term":
+        value = other.value if isinstance(other, Term) else self.all_lanes(other)
+        return Term(self.builder, getattr(self.builder, verb)(self.value, value))
+
+    def __add__(self, other: "Term") -> "Term":
+        return self._apply("fadd", other)
+
+    def __sub__(self, other: "Term") -> "Term":
+        return self._apply("fsub", other)
+
+    def __mul__(self, other: Any) -> "Term":
+        return self._apply("fmul", other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: Any) -> "Term":
+        return self._apply("fdiv", number)
+
+    def times_plus(self, number: Any, addend: "Term") -> "Term":
+        """self * number + addend, as emit_fma rounds it."""
+        value = emit_fma(self.builder, self.all_lanes(number), self.value, addend.value)
+        return Term(self.builder, value)

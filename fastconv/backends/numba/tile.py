@@ -8,25 +8,29 @@ sums from zero and then stores or adds: the error grows with the K block and not
 not depend on where a tile lies. Each shape is a function of its own, emitted fully unrolled.
 """
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
+from .shapes import tile_shapes
 from .simd import (
+    INTEGER_POINTER,
     INTEGERS,
     WORD,
     bytes_of,
     emit_at,
+    emit_call_entry,
     emit_fma,
+    emit_function,
     emit_get,
     emit_loads,
     emit_loop,
-    emit_out_of_line,
     emit_splat,
-    emit_switch,
+    emit_table,
     emit_totals,
+    ir,
     ll_reals,
     ll_vector,
+    reals_of,
     verb,
     void,
     word,
@@ -39,18 +43,8 @@ MAX_PIXEL_BLOCK = 256
 MAX_TILE_ROWS = 8
 MAX_TILE_WIDTH = 64
 
-
-def many_registers(vector_bytes: int) -> bool:
-    """Whether there are 32 vector registers of this width and not 16."""
-    return vector_bytes == 64 or platform.machine() in ("aarch64", "arm64")
-
-
-def tile_shapes(vector_bytes: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (rows, vectors) of the full tile with pixels in the vectors, and with channels in the vectors.
-
-    24 accumulators fit 32 registers and 12 fit 16, beside the columns and a broadcast.
-    """
-    return ((8, 3), (6, 4)) if many_registers(vector_bytes) else ((4, 3), (6, 2))
+# Tiles are numbered rows * ROW_OF_TABLE + vectors.
+ROW_OF_TABLE = 8
 
 
 def shapes_for(kind: Any) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -101,18 +95,48 @@ def emit_tile(kind: Any, row_count: int, vector_count: int) -> Callable:
     return emit
 
 
+def tile_type(kind: Any) -> ir.FunctionType:
+    reals = ll_reals(kind)
+    args = [WORD, INTEGER_POINTER, INTEGER_POINTER, reals, INTEGER_POINTER, reals, WORD, WORD]
+    return ir.FunctionType(ir.VoidType(), args)
+
+
+def emit_tiles(builder: Any, like: Any, family: int) -> Any:
+    most_rows, most_vectors = shapes_for(like)[family]
+    kind = reals_of(like)
+
+    def shape(r, v):
+        return emit_function(
+            builder,
+            f"fastconv_tile_{r}x{v}_{kind.element}x{kind.lanes}",
+            tile_type(kind),
+            emit_tile(kind, r, v),
+        )
+
+    functions = {
+        ROW_OF_TABLE * r + v: shape(r, v) for r in range(1, most_rows + 1) for v in range(1, most_vectors + 1)
+    }
+    return emit_table(builder, f"fastconv_tiles_{family}", functions)
+
+
 @verb
-def tile(rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
+def pixel_tiles(like):
+    """The tiles with pixels in the vectors, up to tile_rows x tile_vectors."""
+    return INTEGERS(like), lambda builder, _: emit_tiles(builder, like, 0)
+
+
+@verb
+def lane_tiles(like):
+    """The tiles with channels in the vectors, up to lane_rows x lane_vectors."""
+    return INTEGERS(like), lambda builder, _: emit_tiles(builder, like, 1)
+
+
+@verb
+def tile(tiles, rows, vectors, count, row, a_offsets, b, b_offsets, c, c_row, add):
     """Multiply a tile of rows x vectors; `row` holds the addresses of the rows of a."""
-    full = shapes_for(b)
-    shapes = {(r + 1, v + 1) for most_r, most_v in full for r in range(most_r) for v in range(most_v)}
 
-    def emit(builder, rows, vectors, *args):
-        def case(r, v):
-            name = f"fastconv_tile_{r}x{v}_{b.element}x{b.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_tile(b, r, v))
+    def emit(builder, tiles, rows, vectors, *args):
+        number = builder.add(builder.mul(rows, WORD(ROW_OF_TABLE)), vectors)
+        emit_call_entry(builder, tiles, number, tile_type(b), args)
 
-        number = builder.add(builder.mul(rows, WORD(8)), vectors)
-        emit_switch(builder, number, {8 * r + v: case(r, v) for r, v in sorted(shapes)})
-
-    return void(word, word, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit
+    return void(INTEGERS, word, word, word, INTEGERS, INTEGERS, b, INTEGERS, b, word, word), emit

@@ -5,15 +5,18 @@ float64 arrays; this file converts, adds the bias, applies the activation and ro
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ...activation import apply
-from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
+from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD, Problem
 from ...registry import Kernel
 from .conv import conv
 from .conv_transpose import conv_transpose
+from .conv_weight_grad import conv_weight_grad
 from .deform_conv import deform_conv
+from .deform_conv_grad import deform_conv_grad
 
 __all__ = ["backend"]
 
@@ -34,6 +37,37 @@ def _build(formula: Callable[..., np.ndarray]) -> Callable:
     return build
 
 
+def _build_weight_grad(problem: Problem) -> Callable:
+    def run(grad_weight, input, grad_output, bias, offset, mask, threads):
+        with np.errstate(invalid="ignore", over="ignore"):
+            grad_weight[...] = conv_weight_grad(problem, *_formula_arrays(problem, input, grad_output))
+
+    return run
+
+
+def _build_deform_grad(problem: Problem) -> Callable:
+    def run(grads, grad_output, input, weight, offset, mask, threads):
+        gy, x = _formula_arrays(problem, grad_output, input)
+        others: Any = (
+            None if array is None else array.astype(np.float64) for array in (weight, offset, mask)
+        )
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = deform_conv_grad(problem, gy, x, *others)
+        for name, grad in grads.items():
+            last = name == "input" and problem.layout == "NHWC"
+            grad[...] = np.moveaxis(found[name], 1, -1) if last else found[name]
+
+    return run
+
+
+def _formula_arrays(problem: Problem, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Return images as the formulas take them: channels first, float64."""
+    return [
+        (array if problem.layout == "NCHW" else np.moveaxis(array, -1, 1)).astype(np.float64)
+        for array in arrays
+    ]
+
+
 def _accept(problem: Problem) -> None:
     return None
 
@@ -48,6 +82,8 @@ class _Oracle:
         Kernel("conv_direct", "numpy", CONV, _accept, _cost, _build(conv)),
         Kernel("conv_transpose_direct", "numpy", CONV_TRANSPOSE, _accept, _cost, _build(conv_transpose)),
         Kernel("deform_conv_direct", "numpy", DEFORM_CONV, _accept, _cost, _build(deform_conv)),
+        Kernel("conv_weight_grad_direct", "numpy", WEIGHT_GRAD, _accept, _cost, _build_weight_grad),
+        Kernel("deform_conv_grad_direct", "numpy", DEFORM_GRAD, _accept, _cost, _build_deform_grad),
     )
 
 

@@ -1,0 +1,238 @@
+"""Winograd's minimal filtering: m x m outputs of a stride-1 r x r convolution from a^2 products, a = m + r - 1.
+
+``winograd_weights`` turns the packed weights [k][o] into a^2 matrices [channel][o]. ``winograd`` (and before it
+``winograd_inputs``, where tasks share them) does a block of tiles: their a x a inputs become a^2 matrices
+[tile][channel], each is multiplied by its weights with the register tile, and the a^2 sums of each output
+become its m x m pixels. Channels are in the vectors throughout, and a block is so small that all of it stays
+in L2. src/winograd.h tells where the points come from.
+
+A NaN or inf spreads over its whole tile here. A tile that holds one is summed again directly.
+"""
+
+from collections import namedtuple
+
+from .epilogue import leave_lanes
+from .simd import (
+    address,
+    helper,
+    integers,
+    lanes,
+    reals,
+    records,
+    stack_integers,
+    stack_runs,
+    stack_vectors,
+)
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, tile
+from .transforms import (
+    input_transforms,
+    output_transforms,
+    transform_inputs,
+    transform_outputs,
+    transform_weights,
+    weight_transforms,
+)
+
+# Tiles that leave together: their outputs stay in L1.
+LEAVING_TILES = 8
+MAX_WIDTH = 64  # output channels of a block: four vectors of sixteen
+MAX_RUNS = LEAVING_TILES * 4  # rows of an algorithm's m x m outputs
+
+# What a task has: some tiles of a sum, in one group. Tiles of all images of a chunk are numbered through.
+# `index` numbers (block, group, sum).
+Task = namedtuple("Task", "part group index first count")
+
+# The scratch of a thread:
+#   sums [points][tile][o]
+#   leaving [pixel][o], turned [o][pixel]   the outputs of LEAVING_TILES
+#   panel [k][pixel]                        inputs of a tile that is summed directly
+#   own [points][tile][channel]             transformed inputs that no other task needs
+Scratch = namedtuple("Scratch", "sums leaving turned panel own")
+
+# What is compiled with the engine and called through tables.
+Tables = namedtuple("Tables", "multiply outputs")
+
+
+@helper
+def winograd_points(a):
+    return (a.outputs + a.kernel - 1) * (a.outputs + a.kernel - 1)
+
+
+@helper
+def winograd_scratch(a, thread):
+    leaving_pixels = LEAVING_TILES * a.outputs * a.outputs
+    sums = reals(a, a.work + thread * a.work_stride)
+    leaving = sums + winograd_points(a) * (a.block * a.width + lanes(a))
+    turned = leaving + leaving_pixels * a.width
+    panel = turned + a.width * (leaving_pixels + lanes(a))
+    return Scratch(sums, leaving, turned, panel, panel + a.k_block * lanes(a))
+
+
+def winograd_weights(a, begin, end, thread):
+    """A task is a piece of the channels of one block of output channels."""
+    transforms = weight_transforms(a)
+    for task in range(begin, end):
+        piece, block = task % a.pieces, task // a.pieces
+        first = a.channels * piece // a.pieces
+        count = a.channels * (piece + 1) // a.pieces - first
+        x = reals(a, a.x) + (block * a.x_block + first * a.kernel * a.kernel * a.width)
+        y = reals(a, a.y) + (block * a.y_block + first * a.width)
+        transform_weights(transforms, a.outputs, a.kernel, x, y, a.y_point, a.width, count)
+
+
+@helper
+def winograd_decode(a, task):
+    """Return the sum and the task; all blocks are of nearly one size, and there may be more tasks than blocks."""
+    part, index = task % a.parts, task // a.parts
+    block = index // a.sum_count // a.groups
+    of = records(a, a.sums, "winograd_sum")[index % a.sum_count]
+    total = a.images * of.tile_count
+    blocks = (total + a.block - 1) // a.block
+    first, count = 0, 0
+    if block < blocks:
+        first = total * block // blocks
+        count = total * (block + 1) // blocks - first
+    return of, Task(part, index // a.sum_count % a.groups, index, first, count)
+
+
+@helper
+def winograd_transform(a, transforms, of, task, channel, channels, v):
+    """v[point][tile][channel] of a task's tiles, for some channels."""
+    x = reals(a, a.x) + (task.group * a.x_group + channel)
+    points = a.outputs + a.kernel - 1
+    for i in range(task.count):
+        image, number = (task.first + i) // of.tile_count, (task.first + i) % of.tile_count
+        source = x + (image * a.x_image + records(a, of.tiles, "winograd_tile")[number].x)
+        to = v + (i * a.v_row + channel)
+        transform_inputs(transforms, points, source, a.x_h, a.x_w, channels, to, a.block * a.v_row + lanes(a))
+
+
+def winograd_inputs(a, begin, end, thread):
+    """The transformed inputs of all blocks, where several tasks share them; a task is a part of the channels."""
+    transforms = input_transforms(a)
+    size = winograd_points(a) * (a.block * a.v_row + lanes(a))
+    vectors = (a.depth + lanes(a) - 1) // lanes(a)
+    for number in range(begin, end):
+        of, task = winograd_decode(a, number)
+        first = vectors * task.part // a.parts
+        count = vectors * (task.part + 1) // a.parts - first
+        v = reals(a, a.v) + task.index * size
+        winograd_transform(a, transforms, of, task, first * lanes(a), count * lanes(a), v)
+
+
+@helper
+def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row):
+    """One tile's outputs by the direct sum, pixels in the vectors and weights as they were given."""
+    x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
+    steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
+    c = stack_vectors(x, MAX_WIDTH)
+    m, taps = a.outputs, a.depth * a.kernel * a.kernel
+    for i in range(a.k_block):
+        steps[i] = i * lanes(a)
+    for first in range(0, m * m, lanes(a)):
+        pixels = min(m * m - first, lanes(a))
+        for k in range(0, taps, a.k_block):
+            count = min(taps - k, a.k_block)
+            for p in range(lanes(a)):
+                pixel = first + p % pixels
+                at = pixel // m * a.x_h + pixel % m * a.x_w
+                for i in range(count):
+                    panel[i * lanes(a) + p] = x[x_offsets[k + i] + at]
+            for o in range(0, channels, lane_rows(a)):
+                rows, c_o = min(channels - o, lane_rows(a)), c + o * lanes(a)
+                for r in range(rows):
+                    row[r] = address(w + (o + r) * a.w_row)
+                tile(multiply, rows, 1, count, row, w_offsets + k, panel, steps, c_o, lanes(a), k)
+        for p in range(pixels):
+            to = y + ((first + p) // m * y_row + (first + p) % m * a.width)
+            for o in range(channels):
+                to[o] = c[o * lanes(a) + p]
+
+
+@helper
+def winograd_products(a, multiply, tiles, vectors, v, w, sums):
+    """sums[point][tile][o] of a task's tiles and one block of output channels."""
+    ahead, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
+    row = stack_integers(MAX_TILE_ROWS)
+    v_point, point = a.block * a.v_row + lanes(a), a.block * a.width + lanes(a)
+    for i in range(a.k_block):
+        ahead[i] = i
+        steps[i] = i * a.width
+    for k in range(0, a.depth, a.k_block):
+        count = min(a.depth - k, a.k_block)
+        for p in range(winograd_points(a)):
+            w_p = w + (p * a.w_point + k * a.width)
+            for t in range(0, tiles, lane_rows(a)):
+                rows = min(tiles - t, lane_rows(a))
+                for i in range(rows):
+                    row[i] = address(v + (p * v_point + (t + i) * a.v_row + k))
+                c = sums + (p * point + t * a.width)
+                tile(multiply, rows, vectors, count, row, ahead, w_p, steps, c, a.width, k)
+
+
+@helper
+def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
+    """The outputs of some tiles; those of one row of tiles become whole rows of pixels.
+
+    Returns how many pixels, and in how many runs.
+    """
+    m, point = a.outputs, a.block * a.width + lanes(a)
+    at, found, done = 0, 0, begin
+    while done < end:
+        image, number = (task.first + done) // of.tile_count, (task.first + done) % of.tile_count
+        tiles = records(a, of.tiles, "winograd_tile")[number]
+        together = 1
+        while (
+            done + together < end and number + together < of.tile_count and tiles[together].row == tiles.row
+        ):
+            together += 1
+        y_row = together * m * a.width
+        for n in range(together):
+            to = work.leaving + (at + n * m) * a.width
+            sums = work.sums + (done + n) * a.width
+            if not transform_outputs(tables.outputs, m, a.kernel, sums, point, channels, to, y_row, a.width):
+                source = x + (image * a.x_image + tiles[n].x)
+                winograd_direct(a, tables.multiply, of, source, w, channels, work.panel, to, y_row)
+        for h in range(tiles.rows):
+            run = runs[found]
+            run.at = at + h * together * m
+            run.count = (together - 1) * m + tiles[together - 1].columns
+            run.y = image * a.y_image + tiles.y + h * a.y_h
+            found += 1
+        at += together * m * m
+        done += together
+    return at, found
+
+
+def winograd(a, begin, end, thread):
+    """A task is a block of tiles of one group, and a part of its output channels."""
+    bias, work = reals(a, a.b), winograd_scratch(a, thread)
+    tables, runs = Tables(lane_tiles(a), output_transforms(a)), stack_runs(a, MAX_RUNS)
+    turned_row = LEAVING_TILES * a.outputs * a.outputs + lanes(a)
+    blocks = (a.channels + a.width - 1) // a.width
+    for number in range(begin, end):
+        of, task = winograd_decode(a, number)
+        if task.count == 0:
+            continue
+        x = reals(a, a.x) + task.group * a.x_group
+        weight = reals(a, a.weight) + task.group * a.weight_group
+        v = work.own
+        if a.v:
+            v = reals(a, a.v) + task.index * winograd_points(a) * (a.block * a.v_row + lanes(a))
+        else:
+            winograd_transform(a, input_transforms(a), of, task, 0, a.depth, v)
+        for block in range(blocks * task.part // a.parts, blocks * (task.part + 1) // a.parts):
+            o = block * a.width
+            channels = min(a.channels - o, a.width)
+            vectors = (channels + lanes(a) - 1) // lanes(a)
+            w = reals(a, a.w) + (of.w + (task.group * blocks + block) * a.w_block)
+            winograd_products(a, tables.multiply, task.count, vectors, v, w, work.sums)
+            y = reals(a, a.y) + (task.group * a.y_group + o * a.y_channel)
+            b = bias + (task.group * a.channels + o)
+            for i in range(0, task.count, LEAVING_TILES):
+                last, w_o = min(i + LEAVING_TILES, task.count), weight + o * a.w_row
+                pixels, found = winograd_leave(a, tables, of, task, i, last, x, w_o, channels, work, runs)
+                leave_lanes(
+                    work.leaving, a.width, pixels, channels, runs, found, b, a.b != 0, a.activation,
+                    work.turned, turned_row, y, a.y_channel, a.y_w,
+                )  # fmt: skip

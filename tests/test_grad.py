@@ -1,0 +1,470 @@
+"""Gradients: every kernel equals the oracle, the oracle equals the formulas' own consequences and other libraries."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from helpers import integers, normals
+
+import fastconv
+from fastconv import config, functional, grad, registry, testing
+from fastconv.adjoint import adjoint_of
+from fastconv.lowering import program
+from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, GRAD_OPS, OPS, WEIGHT_GRAD
+
+COUNT = 40
+# Whole numbers in float32: sums of a case's products over all its pixels stay exact in float64 alone.
+EXACT = 2.0**53
+
+
+def call(op, arrays, options, **more):
+    """Return the gradients of the public function for the arrays of a case."""
+    names = (
+        ("grad_output", "input", "offset", "weight", "mask")
+        if op in DEFORM_CONV
+        else ("grad_output", "input", "weight")
+    )
+    given = {name: arrays[name] for name in names if name in arrays}
+    return getattr(grad, op)(**given, **options, **more)
+
+
+def linear_case(case):
+    """Return a case's arrays in float64, with a gradient of the output, and its options without activation."""
+    options = {name: value for name, value in case.options.items() if name != "activation"}
+    arrays = {name: array.astype(np.float64) for name, array in case.arrays().items() if name != "bias"}
+    y = getattr(fastconv, case.op)(**arrays, **options, backend="numpy")
+    arrays["grad_output"] = integers(np.random.default_rng([case.seed, 2]), y.shape)
+    return arrays, options, y
+
+
+@pytest.mark.parametrize("op", GRAD_OPS)
+def test_kernels_equal_the_oracle(op, backend, isa):
+    report = testing.Report(backend)
+    entry = registry.find_backend(backend)
+    with config.limit_isa(isa) if isa else config.threads(2):
+        for case in testing.cases(op, COUNT if op in WEIGHT_GRAD else COUNT // 4):
+            testing.check_case(case, entry, report)
+    assert not report.failed, "\n".join(report.failed[:5])
+    unused = {kernel.name for kernel in entry.ready().kernels if op in kernel.ops} - set(report.kernels)
+    assert not unused, f"no case reached {unused}"
+
+
+@pytest.mark.parametrize("op", CONV_TRANSPOSE)
+def test_kernels_equal_the_oracle_on_transposed_shapes(op, backend):
+    (oracle,) = fastconv.kernels(f"conv{op[-2]}d_weight_grad", backend="numpy")
+    for case in testing.cases(op, COUNT // 2):
+        problem = adjoint_of(dataclasses.replace(case.problem(), activation=None, bias=False)).weight
+        rng = np.random.default_rng(case.seed)
+        x = integers(rng, problem.input_shape, problem.dtype)
+        gy = integers(rng, problem.output_shape, problem.dtype)
+        expected = np.empty(problem.weight_shape, problem.dtype)
+        oracle.build(problem)(expected, x, gy, None, None, None, 1)
+        for kernel in fastconv.kernels(problem.op, backend=backend):
+            actual = np.full_like(expected, np.nan)
+            kernel.build(problem)(actual, x, gy, None, None, None, 2)
+            testing.assert_exact(actual, expected, f"{kernel.name} {problem}")
+
+
+@pytest.mark.parametrize("op", CONV + CONV_TRANSPOSE)
+def test_gradients_are_adjoint_to_the_function(op, backend):
+    """<gy, f(x, w)> = <f's gradient in x, x> = <f's gradient in w, w>, exactly on whole numbers."""
+    for case in testing.cases(op, COUNT):
+        arrays, options, y = linear_case(case)
+        grads = call(op, arrays, options, backend=backend)
+        product = (arrays["grad_output"] * y).sum()
+        assert abs(product) < EXACT
+        assert (grads.input * arrays["input"]).sum() == product, str(case)
+        assert (grads.weight * arrays["weight"]).sum() == product, str(case)
+
+
+@pytest.mark.parametrize("op", DEFORM_CONV)
+def test_deformable_gradients_are_adjoint_to_the_function(op):
+    for case in testing.cases(op, COUNT // 2):
+        arrays, options, y = linear_case(case)
+        grads = call(op, arrays, options, backend="numpy")
+        product = (arrays["grad_output"] * y).sum()
+        assert (grads.input * arrays["input"]).sum() == product, str(case)
+        assert (grads.weight * arrays["weight"]).sum() == product, str(case)
+        if "mask" in arrays:
+            assert (grads.mask * arrays["mask"]).sum() == product, str(case)
+
+
+@pytest.mark.parametrize("op", DEFORM_CONV)
+def test_the_gradient_of_the_offset_is_a_finite_difference(op):
+    """Between whole coordinates the samples are linear along each axis, so that the difference is no approximation."""
+    step = 2.0**-10
+    for case in testing.cases(op, 12):
+        arrays, options, _ = linear_case(case)
+        rng = np.random.default_rng(case.seed)
+        arrays["offset"] += (
+            rng.integers(1, 200, arrays["offset"].shape) / 1024
+        )  # inside an interval, and so is a step more
+        grads = call(op, arrays, options, backend="numpy")
+        forward = {name: array for name, array in arrays.items() if name != "grad_output"}
+
+        def total(offset, forward=forward, arrays=arrays, options=options):
+            y = getattr(fastconv, op)(**{**forward, "offset": offset}, **options, backend="numpy")
+            return (y * arrays["grad_output"]).sum()
+
+        for index in rng.integers(0, arrays["offset"].size, 5):
+            moved = arrays["offset"].copy()
+            moved.flat[index] += step
+            difference = (total(moved) - total(arrays["offset"])) / step
+            assert math.isclose(grads.offset.flat[index], difference, rel_tol=1e-6, abs_tol=1e-6), str(case)
+
+
+def torch_output(torch, op, given, options):
+    """Return what torch computes; padding is around the input, or cut off the output, as it may differ by side."""
+    options = dict(options)
+    padding = options.pop("padding")
+    around = [width for pair in reversed(padding) for width in pair]
+    if op in CONV_TRANSPOSE:
+        y = getattr(torch.nn.functional, op)(given["input"], given["weight"], **options)
+        inside = (
+            slice(before, size - after) for (before, after), size in zip(padding, y.shape[2:], strict=True)
+        )
+        return y[(slice(None), slice(None), *inside)]
+    given = given | {"input": torch.nn.functional.pad(given["input"], around)}
+    if op in DEFORM_CONV:
+        return pytest.importorskip("torchvision").ops.deform_conv2d(**given, **options)
+    return getattr(torch.nn.functional, op)(**given, **options)
+
+
+@pytest.mark.parametrize("op", [*CONV, *CONV_TRANSPOSE, "deform_conv2d"])
+def test_gradients_equal_those_of_torch(op):
+    torch = pytest.importorskip("torch")
+    for case in testing.cases(op, COUNT):
+        arrays, options, _ = linear_case(case)
+        options.pop("padding_mode", None)  # it has no other than zeros here
+        if options.pop("layout") != "NCHW":
+            continue
+        rng = np.random.default_rng(case.seed)
+        gy = normals(rng, arrays.pop("grad_output").shape)
+        arrays = {name: array + rng.random(array.shape) for name, array in arrays.items()}
+        given = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
+        torch_output(torch, op, given, options).backward(torch.tensor(gy))
+        grads = call(op, arrays | {"grad_output": gy}, options, backend="numpy")._asdict()
+        for name, tensor in given.items():
+            assert testing.max_error(grads[name], tensor.grad.numpy()) <= 1e-12, f"{name} of {case}"
+
+
+@pytest.mark.parametrize("op", CONV + CONV_TRANSPOSE)
+def test_rounding(op, backend):
+    """In float32 errors stay where sums from zero of K blocks leave them."""
+    rng = np.random.default_rng(3)
+    size = {1: (3000,), 2: (61, 53), 3: (13, 15, 17)}[int(op[-2])]
+    kernel = (3,) * int(op[-2])
+    for channels, groups in ((24, 1), (24, 24), (24, 6)):
+        x = normals(rng, (3, channels, *size), np.float32)
+        w = normals(rng, (channels, channels // groups, *kernel), np.float32)
+        gy = normals(rng, functional_shape(op, x, w, groups), np.float32)
+        wrt = ("input", "weight", "bias")
+        high = {"accuracy": "high", "backend": backend}
+        actual = getattr(grad, op)(gy, x, w, padding=1, groups=groups, wrt=wrt, **high)
+        exact = getattr(grad, op)(
+            *(a.astype(np.float64) for a in (gy, x, w)), padding=1, groups=groups, wrt=wrt
+        )
+        for name, a, e in zip(wrt, actual, exact, strict=True):
+            assert testing.max_error(a, e) <= 1e-6, f"{name} {channels} {groups}"
+
+
+def functional_shape(op, x, w, groups):
+    return getattr(fastconv, op)(x, w, padding=1, groups=groups).shape
+
+
+class TestForms:
+    """What the forward functions take, their gradients take."""
+
+    X = integers(np.random.default_rng(0), (2, 4, 9, 8))
+    W = integers(np.random.default_rng(1), (6, 2, 3, 2))
+    GY = integers(np.random.default_rng(2), (2, 6, 4, 9))
+    OPTIONS = {"groups": 2, "stride": (2, 1), "padding": ((0, 1), (1, 1))}  # noqa: RUF012  (never written to)
+
+    def expected(self):
+        return grad.conv2d(self.GY, self.X, self.W, **self.OPTIONS, backend="numpy")
+
+    def check(self, grads, dtype=np.float64):
+        for actual, expected in zip(grads, self.expected(), strict=True):
+            testing.assert_exact(actual, expected.astype(dtype))
+            assert actual.flags.c_contiguous
+
+    def test_any_memory_layout(self, backend):
+        strange = []
+        for array in (self.GY, self.X, self.W):
+            wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)[..., ::-2]
+            wide[...] = array
+            wide.flags.writeable = False
+            strange.append(wide)
+        self.check(grad.conv2d(*strange, **self.OPTIONS, backend=backend))
+
+    @pytest.mark.parametrize("dtype", [">f8", "<f4", ">f4", "float16"])
+    def test_any_type(self, backend, dtype):
+        arrays = (array.astype(dtype) for array in (self.GY, self.X, self.W))
+        self.check(grad.conv2d(*arrays, **self.OPTIONS, backend=backend), np.dtype(dtype).newbyteorder("="))
+
+    def test_bfloat16(self, backend):
+        bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+        arrays = (array.astype(bfloat16) for array in (self.GY, self.X, self.W))
+        self.check(grad.conv2d(*arrays, **self.OPTIONS, backend=backend), bfloat16)
+
+    def test_lists(self, backend):
+        lists = (array.tolist() for array in (self.GY, self.X, self.W))
+        self.check(grad.conv2d(*lists, **self.OPTIONS, backend=backend))
+
+    def test_without_batch(self, backend):
+        one = grad.conv2d(self.GY[0], self.X[0], self.W, **self.OPTIONS, backend=backend)
+        two = grad.conv2d(self.GY[:1], self.X[:1], self.W, **self.OPTIONS, backend=backend)
+        testing.assert_exact(one.input, two.input[0])
+        testing.assert_exact(one.weight, two.weight)
+        testing.assert_exact(one.bias, two.bias)
+
+    def test_channels_last(self, backend):
+        gy, x = (np.moveaxis(array, 1, -1) for array in (self.GY, self.X))
+        grads = grad.conv2d(gy, x, self.W, **self.OPTIONS, layout="NHWC", backend=backend)
+        self.check(grads._replace(input=np.ascontiguousarray(np.moveaxis(grads.input, -1, 1))))
+
+    def test_an_empty_batch(self, backend):
+        grads = grad.conv2d(self.GY[:0], self.X[:0], self.W, **self.OPTIONS, backend=backend)
+        assert grads.input.shape == (0, 4, 9, 8)
+        assert grads.weight.shape == self.W.shape
+        assert not grads.weight.any()
+        assert not grads.bias.any()
+
+    def test_many_chunks_of_images(self, backend, monkeypatch):
+        monkeypatch.setattr(program, "CHUNK_BYTES", 1)
+        x, gy = (np.concatenate([array, array]) for array in (self.X, self.GY))
+        grads = grad.conv2d(gy, x, self.W.copy(), **self.OPTIONS, wrt="weight", backend=backend)
+        testing.assert_exact(grads.weight, 2 * self.expected().weight)
+
+    def test_only_what_is_asked_for(self, backend):
+        for name in ("input", "weight", "bias"):
+            grads = grad.conv2d(self.GY, self.X, self.W, **self.OPTIONS, wrt=name, backend=backend)
+            for other, value in grads._asdict().items():
+                assert (value is None) == (other != name)
+
+    def test_deformable_without_batch_and_channels_last(self):
+        rng = np.random.default_rng(4)
+        x, w, gy = integers(rng, (5, 6, 4)), integers(rng, (3, 4, 2, 2)), integers(rng, (4, 5, 3))
+        offset, mask = rng.integers(-8, 9, (4, 5, 8)) / 4, integers(rng, (4, 5, 4))
+        last = grad.deform_conv2d(gy, x, offset, w, mask=mask, layout="NHWC")
+        moved = (np.moveaxis(array, -1, 0)[None] for array in (gy, x, offset))
+        first = grad.deform_conv2d(*moved, w, mask=np.moveaxis(mask, -1, 0)[None])
+        for name in ("input", "offset", "mask"):
+            testing.assert_exact(getattr(last, name), np.moveaxis(getattr(first, name)[0], 0, -1).copy())
+        testing.assert_exact(last.weight, first.weight)
+        testing.assert_exact(last.bias, first.bias)
+
+
+def test_the_same_bits_for_any_number_of_threads(backend):
+    rng = np.random.default_rng(5)
+    for channels, groups in ((40, 1), (40, 40), (40, 10)):
+        x, gy = (normals(rng, (3, channels, 33, 35), np.float32) for _ in range(2))
+        w = normals(rng, (channels, channels // groups, 3, 3), np.float32)
+        one, *others = (
+            grad.conv2d(gy, x, w, padding=1, groups=groups, backend=backend, num_threads=n) for n in (1, 2, 5)
+        )
+        for other in others:
+            for a, b in zip(one, other, strict=True):
+                testing.assert_exact(a, b)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_where_it_belongs(backend, value):
+    """A pixel touches the weights whose taps meet it, and no others."""
+    for channels, groups in ((8, 1), (8, 8), (8, 4)):
+        x, gy = np.ones((1, channels, 7, 21), np.float32), np.ones((1, channels, 7, 21), np.float32)
+        x[0, 2, 0, 20] = value
+        w = np.ones((channels, channels // groups, 3, 3), np.float32)
+        for layout in ("NCHW", "NHWC"):
+            images = (gy, x) if layout == "NCHW" else (np.moveaxis(a, 1, -1) for a in (gy, x))
+            options = {"padding": 1, "groups": groups, "layout": layout, "wrt": "weight"}
+            images = tuple(images)
+            actual = grad.conv2d(*images, w, **options, backend=backend).weight
+            expected = grad.conv2d(*images, w, **options, backend="numpy").weight
+            np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
+            assert 0 < np.isfinite(actual).sum() < actual.size
+
+
+class TestDeformablePoints:
+    def test_a_nan_offset_touches_what_depends_on_it(self):
+        x, w, gy = np.ones((1, 2, 4, 4)), np.ones((1, 2, 2, 2)), np.ones((1, 1, 3, 3))
+        offset = np.full((1, 8, 3, 3), 0.25)
+        offset[0, 1, 1, 1] = np.nan
+        grads = grad.deform_conv2d(gy, x, offset, w, mask=np.ones((1, 4, 3, 3)))
+        assert np.isfinite(grads.input).all()
+        assert np.isnan(grads.mask).sum() == 1
+        assert np.isnan(grads.offset).sum() == 2
+        assert np.isnan(grads.weight[0, :, 0, 0]).all()
+        assert np.isfinite(grads.weight[0, :, 1]).all()
+
+    def test_an_infinite_offset_reads_and_gives_nothing(self):
+        x, w, gy = np.ones((1, 1, 4)), np.ones((1, 1, 1)), np.ones((1, 1, 4))
+        offset = np.array([[[0, np.inf, -np.inf, 0.0]]])
+        grads = grad.deform_conv1d(gy, x, offset, w)
+        assert grads.input.tolist() == [[[1, 0, 0, 1]]]
+        assert grads.weight.tolist() == [[[2]]]
+        assert grads.offset[0, 0, 1:3].tolist() == [0, 0]
+
+
+class TestChoice:
+    ARRAYS = (np.ones((1, 6, 6, 6)), np.ones((1, 4, 8, 8)), np.ones((6, 4, 3, 3)))
+
+    def test_a_named_backend_runs_all_of_it(self, backend):
+        told = fastconv.explain("grad.conv2d", *self.ARRAYS, backend=backend)
+        assert told.backend == backend
+        assert "gradient of the input" in str(told)
+        assert "gradient of the weight" in str(told)
+
+    def test_the_settings_count(self, backend):
+        with fastconv.use_backend(backend):
+            assert fastconv.explain("grad.conv2d", *self.ARRAYS).backend == backend
+
+    def test_a_named_backend_refuses_what_it_has_no_kernel_for(self):
+        gy, x, w = self.ARRAYS
+        for name in ("cython", "numba"):
+            if fastconv.kernels("deform_conv2d_grad", backend=name):
+                continue
+            with pytest.raises(
+                fastconv.UnsupportedError, match=r"(?s)no kernel for deform_conv2d_grad.*numpy"
+            ):
+                grad.deform_conv2d(gy, x, np.zeros((1, 18, 6, 6)), w, backend=name)
+
+    def test_the_engines_are_chosen(self):
+        assert "numpy" not in fastconv.explain("grad.conv2d", *self.ARRAYS).backend
+
+    def test_a_plugin_may_have_gradients(self):
+        oracle = fastconv.kernels("conv2d_weight_grad", backend="numpy")[0]
+
+        class Echo:
+            name = "echo"
+            kernels = (
+                fastconv.Kernel("grad_echo", name, WEIGHT_GRAD, oracle.refuse, oracle.cost, oracle.build),
+            )
+
+        fastconv.register_backend(Echo())
+        try:
+            grads = grad.conv2d(*self.ARRAYS, wrt="weight", backend="echo")
+            report = testing.check_backend("echo", count=2)
+        finally:
+            fastconv.unregister_backend("echo")
+        testing.assert_exact(grads.weight, np.full((6, 4, 3, 3), 36.0))
+        assert report.passed == 12
+        assert not report.failed
+
+    def test_a_wrong_kernel_is_caught(self):
+        oracle = fastconv.kernels("conv2d_weight_grad", backend="numpy")[0]
+
+        def build(problem):
+            right = oracle.build(problem)
+
+            def run(output, *operands):
+                right(output, *operands)
+                output.flat[-1] += 1
+
+            return run
+
+        class Wrong:
+            name = "wrong"
+            kernels = (fastconv.Kernel("grad_wrong", name, WEIGHT_GRAD, oracle.refuse, oracle.cost, build),)
+
+        fastconv.register_backend(Wrong())
+        try:
+            report = testing.check_backend("wrong", ["conv2d_weight_grad"], count=2)
+        finally:
+            fastconv.unregister_backend("wrong")
+        assert len(report.failed) == 2
+
+
+class TestBadInput:
+    GY, X, W = TestChoice.ARRAYS
+
+    @pytest.mark.parametrize(
+        ("change", "error", "says"),
+        [
+            (
+                {"grad_output": np.ones((1, 6, 6, 5))},
+                fastconv.ShapeError,
+                r"grad_output .*\(1, 6, 6, 6\), got \(1, 6, 6, 5\)",
+            ),
+            ({"grad_output": np.ones((6, 6, 6))}, fastconv.ShapeError, r"grad_output .*got \(6, 6, 6\)"),
+            ({"grad_output": None}, TypeError, "grad_output must be an array"),
+            ({"weight": np.ones((6, 3, 3, 3))}, fastconv.ShapeError, "weight has 3 input channels"),
+            (
+                {"wrt": "weights"},
+                ValueError,
+                "wrt must hold some of 'input', 'weight', 'bias', got 'weights'",
+            ),
+            ({"wrt": ("input", "mask")}, ValueError, "wrt must hold"),
+            ({"stride": 0}, ValueError, "stride must be at least 1"),
+            ({"input": np.ones((1, 4, 8, 8), complex)}, TypeError, "input must hold real numbers"),
+        ],
+    )
+    def test_errors_name_the_argument(self, change, error, says):
+        arguments = {"grad_output": self.GY, "input": self.X, "weight": self.W, **change}
+        with pytest.raises(error, match=says):
+            grad.conv2d(**arguments)
+
+
+class TestPlan:
+    @pytest.mark.parametrize("op", OPS)
+    def test_a_plan_equals_the_function(self, op, backend):
+        own = backend if op not in DEFORM_CONV else None
+        for case in testing.cases(op, 8 if op not in DEFORM_CONV else 2):
+            arrays, options, _ = linear_case(case)
+            expected = call(op, arrays, options, backend=own)
+            extra = {"offset_groups": case.offset_groups, "mask": case.mask} if op in DEFORM_CONV else {}
+            plan = fastconv.plan_grad(
+                op, arrays["input"].shape, arrays["weight"], **options, **extra, backend=own
+            )
+            given = {
+                name: arrays[name] for name in ("grad_output", "input", "offset", "mask") if name in arrays
+            }
+            for actual, right in zip(plan(**given), expected, strict=True):
+                assert (actual is None) == (right is None)
+                if right is not None:
+                    testing.assert_exact(actual, right, case)
+
+    def test_out_is_filled(self, backend):
+        gy, x, w = TestChoice.ARRAYS
+        plan = fastconv.plan_grad("conv2d", x.shape, w, backend=backend)
+        out = grad.ConvGrads(np.empty_like(x), np.empty(w.shape[::-1]).T, np.empty(6))
+        grads = plan(gy, x, out=out)
+        for filled, given, expected in zip(grads, out, grad.conv2d(gy, x, w), strict=True):
+            assert filled is given
+            np.testing.assert_array_equal(filled, expected)
+
+    @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+    def test_out_without_batch(self, backend, layout):
+        gy, x, w = np.ones((6, 6, 6)), np.ones((4, 8, 8)), np.ones((6, 4, 3, 3))
+        x = x if layout == "NCHW" else np.moveaxis(x, 0, -1)
+        plan = fastconv.plan_grad("conv2d", x.shape, w, layout=layout, wrt="input", backend=backend)
+        out = grad.ConvGrads(np.empty(x.shape), None, None)
+        assert plan(gy, out=out).input is out.input
+        np.testing.assert_array_equal(out.input, grad.conv2d(gy, x, w, layout=layout).input)
+
+    def test_wrong_calls(self):
+        gy, x, w = TestChoice.ARRAYS
+        plan = fastconv.plan_grad("conv2d", x.shape, w)
+        with pytest.raises(TypeError, match="needs input"):
+            plan(gy)
+        with pytest.raises(fastconv.ShapeError, match="grad_output must have the planned shape"):
+            plan(gy[:, :5], x)
+        with pytest.raises(TypeError, match="takes no mask"):
+            plan(gy, x, mask=gy)
+        with pytest.raises(fastconv.ShapeError, match=r"out\.weight must have shape"):
+            plan(gy, x, out=grad.ConvGrads(None, np.ones(3), None))
+        with pytest.raises(ValueError, match=r"out\.input .* overlaps"):
+            plan(gy, x, out=grad.ConvGrads(x, None, None))
+        with pytest.raises(ValueError, match="belong to transposed"):
+            fastconv.plan_grad("conv2d", x.shape, w, output_padding=1)
+
+    def test_later_changes_of_the_weights_have_no_effect(self, backend):
+        gy, x, w = (array.copy() for array in TestChoice.ARRAYS)
+        plan = fastconv.plan_grad("conv2d", x.shape, w, wrt="input", backend=backend)
+        w[...] = 0
+        assert plan(gy).input.any()
+
+
+def test_names_are_those_of_the_functions():
+    assert set(functional.__all__) <= set(grad.__all__)
