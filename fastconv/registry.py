@@ -47,6 +47,7 @@ class Refusal:
     HIGH_ACCURACY = "accuracy='high' was asked for"
     CALLABLE_ACTIVATION = "the activation is a Python function"
     DTYPE = "the type is neither float32 nor float64"
+    LARGE_IMAGE = "an image has more than 2**29 pixels"
 
 
 class Executable(Protocol):
@@ -188,7 +189,7 @@ class Entry:
 
 
 # In the order they are tried where estimated costs are equal. The oracle comes last, always.
-_BUILTIN = ("cython", "numba", "numpy")
+_BUILTIN = ("cython", "numba", "cuda", "numpy")
 ORACLE = "numpy"
 
 _lock = threading.RLock()
@@ -360,7 +361,7 @@ def backends() -> list[BackendStatus]:
     --------
     >>> import fastconv
     >>> [status.name for status in fastconv.backends() if status.origin == "fastconv"]
-    ['cython', 'numba', 'numpy']
+    ['cython', 'numba', 'cuda', 'numpy']
     """
     _scan_plugins()
     return [status(entry) for entry in list(_entries.values())]
