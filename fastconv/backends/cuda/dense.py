@@ -56,7 +56,7 @@ def dense(
     PIXELS, CHANNELS, ROWS, COLUMNS, DEPTH = tile.pixels, tile.channels, tile.rows, tile.columns, tile.depth
     PIXEL_LANES, CHANNEL_LANES, THREADS = tile.pixel_lanes, tile.channel_lanes, tile.threads
     TAPS = placed_taps(tile, corners)
-    SLOTS, LOG_DEPTH = TAPS * PIXELS, DEPTH.bit_length() - 1
+    SLOTS, PADDED, LOG_DEPTH = TAPS * PIXELS, PIXELS + PAD, DEPTH.bit_length() - 1
     SHARES, SHARE_SLOTS = (corners + 1, SLOTS) if corners > 1 else (1, 1)
 
     @cuda.jit
@@ -69,7 +69,7 @@ def dense(
         share = cuda.shared.array((SHARES, SHARE_SLOTS), kind)
         pixels = cuda.shared.array((4, PIXELS), int32)  # d, h, w of the sum, and the output pixel
         tap_at = cuda.shared.array(TAPS, int32)
-        values = cuda.shared.array((DEPTH, PIXELS + PAD), kind)
+        values = cuda.shared.array((DEPTH, PADDED), kind)
         weights = cuda.shared.array((DEPTH, CHANNELS), kind)
         acc = cuda.local.array((ROWS, COLUMNS), kind)
         a = cuda.local.array(ROWS, kind)

@@ -31,6 +31,7 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
     act = activation(function, dtype)
     place, fetch = gather(1, dtype)
     PIXELS, CHANNELS, ROWS, COLUMNS, TAPS = tile.pixels, tile.channels, tile.rows, tile.columns, tile.depth
+    SLOTS = TAPS * PIXELS
     PIXEL_LANES, CHANNEL_LANES, THREADS = tile.pixel_lanes, tile.channel_lanes, tile.threads
 
     @cuda.jit
@@ -39,7 +40,7 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
         groups, offset_groups, cg, og, kernel_taps,
         x_image, x_channel, x_pixel, y_image, y_channel, y_pixel,
     ):  # fmt: skip
-        at = cuda.shared.array((1, TAPS * PIXELS), int32)
+        at = cuda.shared.array((1, SLOTS), int32)
         share = cuda.shared.array((1, 1), kind)
         pixels = cuda.shared.array((4, PIXELS), int32)
         weights = cuda.shared.array((TAPS, CHANNELS), kind)
