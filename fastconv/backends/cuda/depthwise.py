@@ -68,6 +68,7 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
                 + words[sums[s, RECORD + 3] + h]
                 + words[sums[s, 2 * RECORD + 3] + w]
             )
+        cuda.syncthreads()  # pixels are read below even if there are no taps
         for i in range(ROWS):
             for j in range(COLUMNS):
                 acc[i, j] = zero
