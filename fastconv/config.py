@@ -252,6 +252,13 @@ def environment_accuracy() -> str:
 
 
 @cache
+def environment_deterministic() -> bool:
+    """Return whether kernels that sum in any order are refused; there are some for GPUs only."""
+    text = os.environ.get("FASTCONV_DETERMINISTIC", "").strip() or "0"
+    return _checked("environment variable FASTCONV_DETERMINISTIC", text, ("0", "1")) == "1"
+
+
+@cache
 def environment_log() -> str:
     """Apply ``FASTCONV_LOG`` (off, choices or refusals, written to stderr) and return its value."""
     text = os.environ.get("FASTCONV_LOG", "").strip() or "off"

@@ -47,6 +47,7 @@ class Refusal:
     HIGH_ACCURACY = "accuracy='high' was asked for"
     CALLABLE_ACTIVATION = "the activation is a Python function"
     DTYPE = "the type is neither float32 nor float64"
+    NOT_DETERMINISTIC = "sums come in any order, and FASTCONV_DETERMINISTIC asks for the same bits"
     LARGE_IMAGE = "an image has more than 2**29 pixels"
 
 

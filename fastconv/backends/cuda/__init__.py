@@ -5,13 +5,17 @@ conv_depthwise               one input channel a group: positions are shared, va
 conv_dense                   a tile of pixels x a tile of channels, staged in shared memory
 conv_transpose_*             the same on the phases of the output
 deform_conv_tile             the same, on bilinear samples
+conv_weight_grad_dense       output channels x input channels of a tap, summed over pixels
+deform_conv_grad_atomic      all gradients of a deformable one; samples are added to pixels as they come
+deform_conv_grad_ordered     the same bits each time: in their order, in more time and memory
 ===========================  =========================================================================
 
 Kernels know two gathers and no strides, padding or phases; those are tables.
 
 - ``tables``: from a problem to positions; ``tiles``: the shapes of thread blocks
 - ``gather``: what a tap reads; ``dense``, ``depthwise``: the engines; ``activation``, ``pack``
-- ``launch``: device arrays, streams, and the grid
+- ``weight_grad``, ``deform_grad``: the engines of gradients
+- ``launch``, ``launch_grad``: device arrays, streams, and the grid
 
 It runs where it is named, or where the arrays are on a device already: what a copy there and back costs is
 seldom worth it. Without a GPU it runs in numba's simulator (``NUMBA_ENABLE_CUDASIM=1``), slowly and rightly.
@@ -24,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, Problem
+from ... import config
+from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD, Problem
 from ...registry import Kernel, Refusal
 
 __all__ = ["backend"]
@@ -36,6 +41,7 @@ PIXELS_MOST = 2**29  # of one image: positions of three axes are added in 32 bit
 FLOPS = 5e12
 BUS_BYTES = 10e9
 OVERHEAD = 50e-6
+ORDERED = 4.0  # times as long as by atomics
 
 INSTALL = "pip install 'fastconv[cuda]'"
 
@@ -65,17 +71,25 @@ def _depthwise(wanted: bool) -> Callable[[Problem], str | None]:
     return _refuse(refuse)
 
 
+def _accept(problem: Problem) -> str | None:
+    return None
+
+
+def _unless_deterministic(problem: Problem) -> str | None:
+    return Refusal.NOT_DETERMINISTIC if config.environment_deterministic() else None
+
+
 def _build(name: str) -> Callable[[Problem], Any]:
     def build(problem: Problem) -> Any:
-        from . import launch  # numba.cuda is imported when a kernel is built
+        from . import launch, launch_grad  # numba.cuda is imported when a kernel is built
 
-        return getattr(launch, name)(problem)
+        return getattr(launch, name, None)(problem) if hasattr(launch, name) else getattr(launch_grad, name)(problem)
 
     return build
 
 
-def _kernel(name: str, ops: tuple[str, ...], refuse: Callable, build: str) -> Kernel:
-    return Kernel(name, "cuda", ops, refuse, cost, _build(build))
+def _kernel(name: str, ops: tuple[str, ...], refuse: Callable, build: str, slower: float = 1.0) -> Kernel:
+    return Kernel(name, "cuda", ops, refuse, lambda problem: slower * cost(problem), _build(build))
 
 
 class CudaBackend:
@@ -87,7 +101,10 @@ class CudaBackend:
         _kernel("conv_dense", CONV, _depthwise(False), "build_dense"),
         _kernel("conv_transpose_depthwise", CONV_TRANSPOSE, _depthwise(True), "build_depthwise"),
         _kernel("conv_transpose_dense", CONV_TRANSPOSE, _depthwise(False), "build_dense"),
-        _kernel("deform_conv_tile", DEFORM_CONV, _refuse(lambda problem: None), "build_dense"),
+        _kernel("deform_conv_tile", DEFORM_CONV, _refuse(_accept), "build_dense"),
+        _kernel("conv_weight_grad_dense", WEIGHT_GRAD, _refuse(_accept), "build_weight_grad"),
+        _kernel("deform_conv_grad_atomic", DEFORM_GRAD, _refuse(_unless_deterministic), "build_deform_grad_atomic"),
+        _kernel("deform_conv_grad_ordered", DEFORM_GRAD, _refuse(_accept), "build_deform_grad_ordered", ORDERED),
     )
 
     def unavailable(self) -> str | None:

@@ -57,6 +57,7 @@ def dense(
     PIXEL_LANES, CHANNEL_LANES, THREADS = tile.pixel_lanes, tile.channel_lanes, tile.threads
     TAPS = placed_taps(tile, corners)
     SLOTS, PADDED, LOG_DEPTH = TAPS * PIXELS, PIXELS + PAD, DEPTH.bit_length() - 1
+    STEP_P, STEP_O = np.uint32(PIXEL_LANES), np.uint32(CHANNEL_LANES)
     SHARES, SHARE_SLOTS = (corners + 1, SLOTS) if corners > 1 else (1, 1)
 
     @cuda.jit
@@ -107,6 +108,8 @@ def dense(
         else:
             lane_p, lane_o = thread % PIXEL_LANES, thread // PIXEL_LANES
 
+        # Unsigned, the indices of the inner loop are not looked at for counting from the end: 20 registers less.
+        near_p, near_o = np.uint32(lane_p), np.uint32(lane_o)
         per_offset = groups * cg // offset_groups
         for piece in range(group * cg // per_offset, ((group + 1) * cg - 1) // per_offset + 1):
             begin = max(piece * per_offset - group * cg, 0)
@@ -159,9 +162,9 @@ def dense(
                     cuda.syncthreads()
                     for k in range(DEPTH):
                         for i in range(ROWS):
-                            a[i] = values[k, lane_p + i * PIXEL_LANES]
+                            a[i] = values[np.uint32(k), near_p + np.uint32(i) * STEP_P]
                         for j in range(COLUMNS):
-                            b[j] = weights[k, lane_o + j * CHANNEL_LANES]
+                            b[j] = weights[np.uint32(k), near_o + np.uint32(j) * STEP_O]
                         for i in range(ROWS):
                             for j in range(COLUMNS):
                                 acc[i, j] += a[i] * b[j]

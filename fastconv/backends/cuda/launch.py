@@ -21,7 +21,18 @@ from .pack import pack, pack_form
 from .tables import tables_of
 from .tiles import Tile, dense_tile, depthwise_tile
 
-__all__ = ["Forward", "build_dense", "build_depthwise", "deform_form", "empty", "simulated", "upload"]
+__all__ = [
+    "Forward",
+    "build_dense",
+    "build_depthwise",
+    "deform_form",
+    "empty",
+    "ends",
+    "packed",
+    "run",
+    "simulated",
+    "upload",
+]
 
 PACK_THREADS = 256
 PACK_BLOCKS = 1024
@@ -110,14 +121,14 @@ class Forward:
 
     def scratch_bytes(self, threads: int) -> int:
         """Return the bytes on the device besides operands: packed weights and tables."""
-        packed = int(np.prod(self.problem.weight_shape)) * self.problem.dtype.itemsize
-        return packed + self.host_tables.words.nbytes + self.host_tables.sums.nbytes + self.host_tiles.nbytes
+        weights = int(np.prod(self.problem.weight_shape)) * self.problem.dtype.itemsize
+        return weights + self.host_tables.words.nbytes + self.host_tables.sums.nbytes + self.host_tiles.nbytes
 
     def bind(self, weight: Any, bias: Any) -> "Forward":
         """Return the same with the weight packed, and the bias, on the device."""
         bound = Forward(self.problem, self.kernel, self.tile, self.channel_tiles, self.shared_bytes)
         dtype = self.problem.dtype
-        bound.weight, bound.bias = self._packed(upload(weight, dtype), 0), upload(bias, dtype)
+        bound.weight, bound.bias = packed(self.problem, upload(weight, dtype), 0), upload(bias, dtype)
         return bound
 
     def __call__(self, output, input, weight, bias, offset, mask, threads) -> None:
@@ -144,15 +155,15 @@ class Forward:
         `channels_last` tells that the offset and the mask are.
         """
         problem = self.problem
-        packed = self._packed(weight, stream) if self.weight is None else self.weight
+        weight = packed(problem, weight, stream) if self.weight is None else self.weight
         bias = bias if self.bias is None else self.bias
         words, sums, tiles = self._tables
         run(
             self.kernel, self.blocks, self.tile.threads, stream,
-            output, input, packed, bias, offset, mask, words, sums, tiles, self._forms[channels_last],
+            output, input, weight, bias, offset, mask, words, sums, tiles, self._forms[channels_last],
             problem.groups, max(problem.offset_groups, 1),
             problem.in_channels // problem.groups, problem.out_channels // problem.groups, problem.taps,
-            *_ends(input_strides(problem)), *_ends(output_strides(problem)),
+            *ends(input_strides(problem)), *ends(output_strides(problem)),
         )  # fmt: skip
 
     @cached_property
@@ -164,15 +175,17 @@ class Forward:
     def _forms(self) -> list[Any]:
         return [cuda.to_device(deform_form(self.problem, last)) for last in (False, True)]
 
-    def _packed(self, weight: Any, stream: Any) -> Any:
-        packed = empty(weight.size, self.problem.dtype)
-        threads = 1 if simulated() else PACK_THREADS
-        blocks = 1 if simulated() else min(-(-weight.size // PACK_THREADS), PACK_BLOCKS)
-        run(pack(), blocks, threads, stream, packed, weight, *pack_form(self.problem))
-        return packed
+
+def packed(problem: Problem, weight: Any, stream: Any) -> Any:
+    """Return the weights in the order they are staged, from those of the user, flat and on the device."""
+    found = empty(weight.size, problem.dtype)
+    threads = 1 if simulated() else PACK_THREADS
+    blocks = 1 if simulated() else min(-(-weight.size // PACK_THREADS), PACK_BLOCKS)
+    run(pack(), blocks, threads, stream, found, weight, *pack_form(problem))
+    return found
 
 
-def _ends(strides: tuple[int, ...]) -> tuple[int, int, int]:
+def ends(strides: tuple[int, ...]) -> tuple[int, int, int]:
     """Return the strides (image, channel, pixel) of (image, channel, d, h, w)."""
     return strides[0], strides[1], strides[4]
 

@@ -54,7 +54,7 @@ def tables_of(problem: Problem) -> Tables:
     axes = axes_of(problem)
     sizes = [axis.size for axis in axes], [axis.kernel for axis in axes], [axis.out for axis in axes]
     strides = [(size[1] * size[2], size[2], 1) for size in sizes]
-    deformable = problem.variant == "deform_conv"
+    deformable = problem.variant == "deform_conv"  # which has zeros around it: no map, but coordinates
     records = []
     for i, axis in enumerate(axes):
         found = _displaced(problem, i, axis) if deformable else _regular(axis, strides[0][i])

@@ -11,7 +11,17 @@ import numpy as np
 
 from ...problem import Problem
 
-__all__ = ["DENSE", "DEPTHWISE", "GRAD", "SIMULATED", "Tile", "dense_tile", "depthwise_tile", "grad_tile"]
+__all__ = [
+    "DENSE",
+    "DEPTHWISE",
+    "SAMPLE_GRAD",
+    "WEIGHT_GRAD",
+    "Tile",
+    "dense_tile",
+    "depthwise_tile",
+    "sample_grad_tile",
+    "weight_grad_tile",
+]
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,10 @@ DENSE = {
 }
 # One input channel a group, by layout: lanes lie along what lies side by side in memory.
 DEPTHWISE = {"NCHW": Tile(128, 4, 1, 4, 8), "NHWC": Tile(16, 32, 4, 1, 8)}
-# Gradients of weights: "pixels" are output channels, "channels" input channels; pixels are what is summed.
-GRAD = {F32: Tile(64, 32, 4, 4, 8), F64: Tile(64, 32, 4, 4, 8)}
+# Gradients with respect to the weight: its "pixels" are output channels, and pixels are what is summed.
+WEIGHT_GRAD = Tile(64, 32, 4, 4, 32)
+# Gradients of samples: pixels x input channels, summed over output channels.
+SAMPLE_GRAD = {F32: Tile(64, 32, 4, 4, 8), F64: Tile(64, 16, 4, 2, 8)}
 
 # In the simulator a thread of the device is a thread of Python: few of them, with parts of more than one.
 SIMULATED = Tile(8, 4, 4, 2, 4)
@@ -79,6 +91,11 @@ def depthwise_tile(problem: Problem, simulated: bool) -> Tile:
     return SIMULATED if simulated else DEPTHWISE[problem.layout]
 
 
-def grad_tile(problem: Problem, simulated: bool) -> Tile:
+def weight_grad_tile(simulated: bool) -> Tile:
     """Return the tile of gradients with respect to the weight."""
-    return SIMULATED if simulated else GRAD[problem.dtype]
+    return SIMULATED if simulated else WEIGHT_GRAD
+
+
+def sample_grad_tile(problem: Problem, simulated: bool) -> Tile:
+    """Return the tile of gradients with respect to samples."""
+    return SIMULATED if simulated else SAMPLE_GRAD[problem.dtype]
