@@ -153,6 +153,7 @@ def describe(call: Call, threads: int, copies: tuple[str, ...] = ()) -> str:
         "asked for by": call.source,
         "ISA": getattr(run, "isa", None),
         "tile": getattr(run, "tile", None),
+        "grid": getattr(run, "launched", None),
         "threads": f"at most {threads}",
         "scratch": None if scratch is None else f"{_bytes(scratch)}",
         "copies": "; ".join(copies) or "none",
@@ -242,7 +243,7 @@ def _why_not(kernel: registry.Kernel, call: Call) -> str:
     if kernel.backend == registry.ORACLE:
         return "the oracle is the last resort"
     if not registry.find_backend(kernel.backend).automatic:
-        return "a plugin runs only where it is named"
+        return f"{'cuda' if kernel.backend == 'cuda' else 'a plugin'} runs only where it is named"
     mine, chosen = registry.cost(kernel, call.problem), registry.cost(call.kernel, call.problem)
     return f"estimated at {mine * 1e3:.3g} ms, the chosen kernel at {chosen * 1e3:.3g} ms"
 

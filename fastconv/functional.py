@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import device
 from .call import OPTIONS, as_arrays, find_call
 
 __all__ = [
@@ -47,6 +48,8 @@ def _run(
     num_threads: int | None,
 ) -> np.ndarray:
     if not (type(input) is type(weight) is np.ndarray) or bias is not None or offset is not None:
+        if device.any_on_device(input, weight, bias, offset, mask):
+            return device.run(op, (input, weight, bias, offset, mask), options, out, backend)
         arrays: Any = as_arrays(input=input, weight=weight, bias=bias, offset=offset, mask=mask)
         input, weight, bias, offset, mask = arrays
     call = find_call(op, input, weight, bias, offset, mask, options, backend, out is None)

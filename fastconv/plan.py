@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from . import config
+from . import config, device
 from .call import OPTIONS, Call, as_arrays, prepare, result_type, stand_in
 from .errors import ShapeError
 from .explain import describe
@@ -222,6 +222,8 @@ class Plan:
         """
         call = self._call
         if type(input) is not np.ndarray:
+            if device.on_device(input):
+                return self._run_on_device(input, offset, mask, out)
             (input,) = as_arrays(input=input)
         if input.shape != self.input_shape or input.dtype != self.dtype:
             self._check("input", input, self.input_shape)
@@ -236,6 +238,17 @@ class Plan:
             out,
             self._num_threads if num_threads is None else num_threads,
         )
+
+    def _run_on_device(self, input: Any, offset: Any, mask: Any, out: Any) -> Any:
+        if tuple(input.shape) != self.input_shape:
+            raise ShapeError(
+                f"input must have the planned shape {self.input_shape}, got {tuple(input.shape)} (plan for {self.problem})"
+            )
+        if (offset is not None) != self._deformable or (mask is not None) != self.problem.mask:
+            raise TypeError(
+                f"a call of this plan takes an offset and a mask as it was planned ({self.problem})"
+            )
+        return device.run_call(self._call, (input, self._weight, self._bias, offset, mask), None, out)
 
     def _check(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:

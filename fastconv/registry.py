@@ -157,7 +157,7 @@ class Entry:
     origin: str
     load: Callable[[], Any]
     # A plugin runs only where it is named: it is known from the first scan on, and what runs must not depend on
-    # whether somebody has listed the backends before.
+    # whether somebody has listed the backends before. So does cuda: to copy arrays there and back is seldom worth it.
     automatic: bool = True
     backend: Any = None
     error: str | None = None
@@ -204,7 +204,7 @@ def _load_builtin(name: str) -> Any:
 
 
 def _builtin(name: str) -> Entry:
-    return Entry(name, "fastconv", lambda: _load_builtin(name))
+    return Entry(name, "fastconv", lambda: _load_builtin(name), automatic=name != "cuda")
 
 
 for _name in _BUILTIN:

@@ -1,8 +1,8 @@
 """What the whole suite shares: which backends and instruction sets it runs on, and fresh settings for each test.
 
 ``pytest --backend=NAME`` (repeatable) runs every test that takes the ``backend`` fixture on that backend, a
-plugin's too; without it on every backend of the package. One that cannot be used here fails its tests: it must not
-go untested unnoticed.
+plugin's too; without it on every backend of the package that needs no GPU. One that cannot be used here fails its
+tests: it must not go untested unnoticed. ``cuda`` has tests of its own, in ``test_cuda.py`` and ``test_gpu.py``.
 """
 
 import os
@@ -39,7 +39,9 @@ def pytest_generate_tests(metafunc):
 
 
 def own_backends():
-    return [status.name for status in fastconv.backends() if status.origin == "fastconv"]
+    return [
+        status.name for status in fastconv.backends() if status.origin == "fastconv" and status.name != "cuda"
+    ]
 
 
 def usable_isas(backend):

@@ -146,10 +146,10 @@ def test_explain_with_a_wrong_option():
 
 def test_backends():
     found = {status.name: status for status in fastconv.backends()}
-    assert set(found) >= {"cython", "numba", "numpy"}
+    assert set(found) >= {"cython", "numba", "cuda", "numpy"}
     assert found["numpy"].available
     assert found["numpy"].reason is None
-    for name in ("cython", "numba", "numpy"):
+    for name in ("cython", "numba", "cuda", "numpy"):
         assert found[name].origin == "fastconv"
         assert found[name].name == name
         assert (found[name].ops[: len(OPS)] == OPS) or not found[name].available
@@ -160,7 +160,7 @@ def test_backends():
             if found[name].available
             else (found[name].reason in str(found[name]))
         )
-    assert list(found)[:3] == ["cython", "numba", "numpy"]
+    assert list(found)[:4] == ["cython", "numba", "cuda", "numpy"]
 
 
 def test_kernels(backend):

@@ -201,7 +201,7 @@ class TestStrictNames:
     def test_an_unknown_name_is_told_at_once(self):
         for setting in (fastconv.set_default_backend, lambda name: fastconv.use_backend(name).__enter__()):
             with pytest.raises(
-                BackendError, match="unknown backend 'nonsense'; known are 'cython', 'numba', 'numpy'"
+                BackendError, match="unknown backend 'nonsense'; known are 'cython', 'numba', 'cuda', 'numpy'"
             ):
                 setting("nonsense")
             with pytest.raises(BackendError, match="unknown backend 'nonsense'"):
@@ -333,7 +333,7 @@ class TestRegistration:
         assert value() == 3
 
     def test_backends_of_this_package_stay(self):
-        for name in ("cython", "numba", "numpy"):
+        for name in ("cython", "numba", "cuda", "numpy"):
             with pytest.raises(ValueError, match=f"{name}.*belongs to fastconv"):
                 fastconv.unregister_backend(name)
             with pytest.raises(ValueError, match=f"'{name}' is registered already"):
@@ -587,7 +587,7 @@ fastconv.show_config()
             "  fft (plugin fastconv-fft 1.2.3): available, 1 operations",
         ):
             assert expected in lines
-        assert [line.split()[0] for line in lines[:3]] == ["cython", "numba", "numpy"]
+        assert [line.split()[0] for line in lines[:4]] == ["cython", "numba", "cuda", "numpy"]
 
     def test_listing_the_backends_does_not_change_what_runs(self, plugin):
         code = """

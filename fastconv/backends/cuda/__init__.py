@@ -21,8 +21,10 @@ It runs where it is named, or where the arrays are on a device already: what a c
 seldom worth it. Without a GPU it runs in numba's simulator (``NUMBA_ENABLE_CUDASIM=1``), slowly and rightly.
 """
 
+import math
 import os
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -51,45 +53,37 @@ def cost(problem: Problem) -> float:
     return OVERHEAD + problem.bytes / BUS_BYTES + problem.flops / FLOPS
 
 
-def _refuse(extra: Callable[[Problem], str | None]) -> Callable[[Problem], str | None]:
+def _accept(problem: Problem) -> str | None:
+    if problem.dtype not in DTYPES:
+        return Refusal.DTYPE
+    if max(math.prod(problem.input_size), math.prod(problem.output_size)) > PIXELS_MOST:
+        return Refusal.LARGE_IMAGE
+    return None
+
+
+def _depthwise(wanted: bool) -> Callable[[Problem], str | None]:
+    """Return a check that accepts just (or all but) one channel per group."""
+
     def refuse(problem: Problem) -> str | None:
-        if problem.dtype not in DTYPES:
-            return Refusal.DTYPE
-        if max(np.prod(problem.input_size), np.prod(problem.output_size)) > PIXELS_MOST:
-            return Refusal.LARGE_IMAGE
-        return extra(problem)
+        if (problem.groups == problem.in_channels and problem.groups > 1) != wanted:
+            return Refusal.NOT_DEPTHWISE if wanted else Refusal.DEPTHWISE
+        return _accept(problem)
 
     return refuse
 
 
-def _depthwise(wanted: bool) -> Callable[[Problem], str | None]:
-    def refuse(problem: Problem) -> str | None:
-        if (problem.groups == problem.in_channels and problem.groups > 1) != wanted:
-            return Refusal.NOT_DEPTHWISE if wanted else Refusal.DEPTHWISE
-        return None
-
-    return _refuse(refuse)
+def _in_any_order(problem: Problem) -> str | None:
+    return Refusal.NOT_DETERMINISTIC if config.environment_deterministic() else _accept(problem)
 
 
-def _accept(problem: Problem) -> str | None:
-    return None
+def _kernel(name: str, ops: tuple[str, ...], refuse: Callable, builder: str, slower: float = 1.0) -> Kernel:
+    module, function = builder.split(".")
 
-
-def _unless_deterministic(problem: Problem) -> str | None:
-    return Refusal.NOT_DETERMINISTIC if config.environment_deterministic() else None
-
-
-def _build(name: str) -> Callable[[Problem], Any]:
     def build(problem: Problem) -> Any:
-        from . import launch, launch_grad  # numba.cuda is imported when a kernel is built
+        # numba.cuda is imported when a kernel is built.
+        return getattr(import_module(f".{module}", __package__), function)(problem)
 
-        return getattr(launch, name, None)(problem) if hasattr(launch, name) else getattr(launch_grad, name)(problem)
-
-    return build
-
-
-def _kernel(name: str, ops: tuple[str, ...], refuse: Callable, build: str, slower: float = 1.0) -> Kernel:
-    return Kernel(name, "cuda", ops, refuse, lambda problem: slower * cost(problem), _build(build))
+    return Kernel(name, "cuda", ops, refuse, lambda problem: slower * cost(problem), build)
 
 
 class CudaBackend:
@@ -97,14 +91,14 @@ class CudaBackend:
 
     name = "cuda"
     kernels = (
-        _kernel("conv_depthwise", CONV, _depthwise(True), "build_depthwise"),
-        _kernel("conv_dense", CONV, _depthwise(False), "build_dense"),
-        _kernel("conv_transpose_depthwise", CONV_TRANSPOSE, _depthwise(True), "build_depthwise"),
-        _kernel("conv_transpose_dense", CONV_TRANSPOSE, _depthwise(False), "build_dense"),
-        _kernel("deform_conv_tile", DEFORM_CONV, _refuse(_accept), "build_dense"),
-        _kernel("conv_weight_grad_dense", WEIGHT_GRAD, _refuse(_accept), "build_weight_grad"),
-        _kernel("deform_conv_grad_atomic", DEFORM_GRAD, _refuse(_unless_deterministic), "build_deform_grad_atomic"),
-        _kernel("deform_conv_grad_ordered", DEFORM_GRAD, _refuse(_accept), "build_deform_grad_ordered", ORDERED),
+        _kernel("conv_depthwise", CONV, _depthwise(True), "launch.build_depthwise"),
+        _kernel("conv_dense", CONV, _depthwise(False), "launch.build_dense"),
+        _kernel("conv_transpose_depthwise", CONV_TRANSPOSE, _depthwise(True), "launch.build_depthwise"),
+        _kernel("conv_transpose_dense", CONV_TRANSPOSE, _depthwise(False), "launch.build_dense"),
+        _kernel("deform_conv_tile", DEFORM_CONV, _accept, "launch.build_dense"),
+        _kernel("conv_weight_grad_dense", WEIGHT_GRAD, _accept, "launch_grad.build_weight_grad"),
+        _kernel("deform_conv_grad_atomic", DEFORM_GRAD, _in_any_order, "launch_grad.build_atomic"),
+        _kernel("deform_conv_grad_ordered", DEFORM_GRAD, _accept, "launch_grad.build_ordered", ORDERED),
     )
 
     def unavailable(self) -> str | None:
@@ -121,10 +115,10 @@ class CudaBackend:
         try:
             if cuda.is_available():
                 return None
-            error = cuda.cuda_error()
+            found = cuda.cuda_error()
         except Exception as failure:  # what is half installed fails in any way
-            error = failure
-        told = f" ({' '.join(str(error).split())})" if error else ""
+            found = failure
+        told = f" ({' '.join(str(found).split())})" if found else ""
         return f"there is no NVIDIA driver with a GPU here{told}: install the driver, and see nvidia-smi"
 
 

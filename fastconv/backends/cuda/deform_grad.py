@@ -26,9 +26,9 @@ __all__ = ["ordered_scatter", "sample_grad", "sample_grad_shared_bytes"]
 def sample_grad_shared_bytes(tile: Tile, ndim: int, dtype: np.dtype) -> int:
     """Return the shared memory of a block, in bytes."""
     corners = 2**ndim
-    words = (corners + 5) * tile.pixels * 4
+    words = (corners + 1) * tile.pixels * 4
     places = (corners * (ndim + 1) + 1) * tile.pixels
-    staged = tile.depth * (tile.pixels + PAD + tile.channels)
+    staged = tile.depth * (tile.pixels + PAD + tile.channels) + tile.channels * (tile.pixels + PAD)
     return words + (places + staged + tile.channel_lanes * (ndim + 1) * tile.pixels) * dtype.itemsize
 
 
@@ -64,7 +64,7 @@ def _places(ndim: int, dtype: np.dtype) -> Any:
         bad[slot] = 1 if x != x or y != y or z != z else 0
         if not inside:
             x, y, z = zero, zero, zero
-        low_x, low_y, low_z = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+        low_x, low_y, low_z = math.floor(x), math.floor(y), math.floor(z)
         high_x, high_y, high_z = x - kind(low_x), y - kind(low_y), z - kind(low_z)
         for corner in range(corners):
             bit_x, bit_y, bit_z = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1
@@ -117,12 +117,11 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
         at = cuda.shared.array((CORNERS, PIXELS), int32)
         share = cuda.shared.array((SHARES, PIXELS), kind)
         bad = cuda.shared.array(PIXELS, int32)
-        pixels = cuda.shared.array((4, PIXELS), int32)
         values = cuda.shared.array((DEPTH, PADDED), kind)
         weights = cuda.shared.array((DEPTH, CHANNELS), kind)
         found = cuda.shared.array((CHANNEL_LANES, RESULTS, PIXELS), kind)
+        samples = cuda.shared.array((CHANNELS, PADDED), kind)
         acc = cuda.local.array((ROWS, COLUMNS), kind)
-        results = cuda.local.array((ROWS, RESULTS), kind)
         thread = cuda.threadIdx.x
         if channels_last:
             lane_p, lane_c = thread // CHANNEL_LANES, thread % CHANNEL_LANES
@@ -144,9 +143,9 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
             p = min(first_p + i, count - 1)
             d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
             place(at, share, bad, i, words, sums, tap, d, h, w, offset, mask, form, image, piece, p)
-        for i in range(ROWS):
-            for r in range(RESULTS):
-                results[i, r] = zero
+        for r in range(RESULTS):
+            for i in range(ROWS):
+                found[lane_c, r, lane_p + i * PIXEL_LANES] = zero
 
         for group in range(piece * per_offset // cg, ((piece + 1) * per_offset - 1) // cg + 1):
             begin = max(piece * per_offset - group * cg, 0)
@@ -177,7 +176,14 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
                     for k in range(DEPTH):
                         for i in range(ROWS):
                             for j in range(COLUMNS):
-                                acc[i, j] += values[k, lane_p + i * PIXEL_LANES] * weights[k, lane_c + j * CHANNEL_LANES]
+                                acc[i, j] += (
+                                    values[k, lane_p + i * PIXEL_LANES]
+                                    * weights[k, lane_c + j * CHANNEL_LANES]
+                                )
+                # Registers cannot be indexed, and what follows is too long to unroll.
+                for i in range(ROWS):
+                    for j in range(COLUMNS):
+                        samples[lane_c + j * CHANNEL_LANES, lane_p + i * PIXEL_LANES] = acc[i, j]
                 for j in range(COLUMNS):
                     c = first_c + lane_c + j * CHANNEL_LANES
                     if c < end:
@@ -186,7 +192,7 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
                         for i in range(ROWS):
                             slot = lane_p + i * PIXEL_LANES
                             if first_p + slot < count:
-                                to_sample = acc[i, j]
+                                to_sample = samples[c - first_c, slot]
                                 scaled = to_sample * share[CORNERS, slot]
                                 sample = zero
                                 for corner in range(CORNERS):
@@ -196,19 +202,18 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
                                         sample += share[corner, slot] * value
                                         for axis in range(ndim):
                                             slope = share[CORNERS * (axis + 1) + 1 + corner, slot]
-                                            results[i, axis] += scaled * slope * value
+                                            found[lane_c, axis, slot] += scaled * slope * value
                                         if not ordered:
                                             cuda.atomic.add(
-                                                grad_input, first + pixel * x_pixel, scaled * share[corner, slot]
+                                                grad_input,
+                                                first + pixel * x_pixel,
+                                                scaled * share[corner, slot],
                                             )
-                                results[i, ndim] += to_sample * sample
+                                found[lane_c, ndim, slot] += to_sample * sample
                                 if ordered:
                                     row = (image * taps + tap) * groups * cg + channel
                                     grad_input[row * count + first_p + slot] = scaled
 
-        for i in range(ROWS):
-            for r in range(RESULTS):
-                found[lane_c, r, lane_p + i * PIXEL_LANES] = results[i, r]
         cuda.syncthreads()
         for i in range(thread, PIXELS, THREADS):
             if first_p + i < count:
@@ -218,7 +223,9 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
                     for lane in range(CHANNEL_LANES):
                         value += found[lane, r, i]
                     if r < ndim:
-                        at_offset = image * form[4] + ((piece * taps + tap) * ndim + r) * form[5] + p * form[6]
+                        at_offset = (
+                            image * form[4] + ((piece * taps + tap) * ndim + r) * form[5] + p * form[6]
+                        )
                         grad_offset[at_offset] = value
                     elif form[8] > 0:
                         grad_mask[image * form[7] + (piece * taps + tap) * form[8] + p * form[9]] = value

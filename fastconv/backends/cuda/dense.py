@@ -95,9 +95,7 @@ def dense(
             d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
             pixels[0, i], pixels[1, i], pixels[2, i] = d, h, w
             pixels[3, i] = (
-                words[sums[s, 3] + d]
-                + words[sums[s, RECORD + 3] + h]
-                + words[sums[s, 2 * RECORD + 3] + w]
+                words[sums[s, 3] + d] + words[sums[s, RECORD + 3] + h] + words[sums[s, 2 * RECORD + 3] + w]
             )
         cuda.syncthreads()  # pixels are read below even if there are no taps
         for i in range(ROWS):

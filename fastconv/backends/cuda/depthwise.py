@@ -64,9 +64,7 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
             d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
             pixels[0, i], pixels[1, i], pixels[2, i] = d, h, w
             pixels[3, i] = (
-                words[sums[s, 3] + d]
-                + words[sums[s, RECORD + 3] + h]
-                + words[sums[s, 2 * RECORD + 3] + w]
+                words[sums[s, 3] + d] + words[sums[s, RECORD + 3] + h] + words[sums[s, 2 * RECORD + 3] + w]
             )
         cuda.syncthreads()  # pixels are read below even if there are no taps
         for i in range(ROWS):
@@ -94,7 +92,9 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
                         + words[sums[s, RECORD + 4] + tap // taps_w % taps_h]
                         + words[sums[s, 2 * RECORD + 4] + tap % taps_w]
                     )
-                    weights[i // CHANNELS, i % CHANNELS] = weight[(o // og * kernel_taps + tap_at) * og + o % og]
+                    weights[i // CHANNELS, i % CHANNELS] = weight[
+                        (o // og * kernel_taps + tap_at) * og + o % og
+                    ]
             cuda.syncthreads()
             for j in range(COLUMNS):
                 o = first_o + lane_o + j * CHANNEL_LANES

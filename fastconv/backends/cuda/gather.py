@@ -83,7 +83,7 @@ def _interpolated(ndim: int, dtype: np.dtype) -> tuple[Any, Any]:
         inside = inside and z > -one and z < kind(form[0])
         if not inside:
             x, y, z = zero, zero, zero
-        low_x, low_y, low_z = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+        low_x, low_y, low_z = math.floor(x), math.floor(y), math.floor(z)
         high_x, high_y, high_z = x - kind(low_x), y - kind(low_y), z - kind(low_z)
         for corner in range(corners):
             bit_x, bit_y, bit_z = corner & 1, (corner >> 1) & 1, (corner >> 2) & 1

@@ -5,8 +5,9 @@ that are on the device already, which copies nothing and does not wait.
 """
 
 import threading
+import warnings
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ __all__ = [
 
 PACK_THREADS = 256
 PACK_BLOCKS = 1024
+# Operations that a GPU does in about the time that copying their operands takes.
+WORTH_COPYING = 10**9
 
 # The simulator runs one kernel at a time.
 _simulating = threading.Lock()
@@ -43,7 +46,17 @@ _simulating = threading.Lock()
 
 def simulated() -> bool:
     """Return whether kernels run in numba's simulator."""
-    return bool(config.ENABLE_CUDASIM)
+    return bool(getattr(config, "ENABLE_CUDASIM", False))
+
+
+@cache
+def warn_of_copies() -> None:
+    """Warn, once, that small problems on NumPy arrays are mostly copies."""
+    warnings.warn(
+        "backend 'cuda' copies NumPy arrays to the device and back, which takes longer than a small convolution; "
+        "keep the arrays on the device (CuPy, PyTorch, numba), or leave small ones to another backend",
+        stacklevel=2,
+    )
 
 
 def upload(array: np.ndarray | None, dtype: Any, stream: Any = 0) -> Any:
@@ -111,7 +124,9 @@ class Forward:
     @property
     def launched(self) -> str:
         """The grid, for ``explain``."""
-        return f"{self.blocks} blocks of {self.tile.threads} threads, {self.shared_bytes} B shared memory each"
+        return (
+            f"{self.blocks} blocks of {self.tile.threads} threads, {self.shared_bytes} B shared memory each"
+        )
 
     @property
     def copies(self) -> tuple[str, ...]:
@@ -134,6 +149,8 @@ class Forward:
     def __call__(self, output, input, weight, bias, offset, mask, threads) -> None:
         """Run on NumPy arrays."""
         dtype = self.problem.dtype
+        if self.problem.flops < WORTH_COPYING:
+            warn_of_copies()
         arrays = [upload(array, dtype) for array in (input, weight, bias, offset, mask)]
         found = empty(output.size, dtype)
         self.launch(found, *arrays)

@@ -15,7 +15,13 @@ from .tables import tables_of
 from .tiles import sample_grad_tile, weight_grad_tile
 from .weight_grad import add_parts, weight_grad, weight_grad_shared_bytes
 
-__all__ = ["DeformGrad", "WeightGrad", "build_deform_grad_atomic", "build_deform_grad_ordered", "build_weight_grad"]
+__all__ = [
+    "DeformGrad",
+    "WeightGrad",
+    "build_atomic",
+    "build_ordered",
+    "build_weight_grad",
+]
 
 # Blocks that keep every multiprocessor of a large GPU busy, and slabs that make a part worth its gradient.
 BLOCKS_WANTED = 512
@@ -45,9 +51,7 @@ class WeightGrad:
     def launched(self) -> str:
         """The grid, for ``explain``."""
         shared = weight_grad_shared_bytes(self.tile, self.corners, self.problem.dtype)
-        return (
-            f"{self.blocks_each * self.parts} blocks of {self.tile.threads} threads, {shared} B shared memory each"
-        )
+        return f"{self.blocks_each * self.parts} blocks of {self.tile.threads} threads, {shared} B shared memory each"
 
     def scratch_bytes(self, threads: int) -> int:
         """Return the bytes of the parts' gradients."""
@@ -65,7 +69,9 @@ class WeightGrad:
         """Run on flat arrays of the device; offset and mask are channels first."""
         p, parts = self.problem, self.parts
         words, sums, form = self._uploaded
-        grads = upload(np.zeros(parts * total.size, p.dtype), p.dtype, stream)  # taps that meet no pixel stay zero
+        grads = upload(
+            np.zeros(parts * total.size, p.dtype), p.dtype, stream
+        )  # taps that meet no pixel stay zero
         run(
             self.kernel, self.blocks_each * parts, self.tile.threads, stream,
             grads, gy, x, offset, mask, words, sums, form, p.batch, parts, p.groups, max(p.offset_groups, 1),
@@ -160,11 +166,11 @@ def build_weight_grad(problem: Problem) -> WeightGrad:
     return WeightGrad(problem)
 
 
-def build_deform_grad_atomic(problem: Problem) -> DeformGrad:
+def build_atomic(problem: Problem) -> DeformGrad:
     """Return the executable that adds samples to pixels as they come."""
     return DeformGrad(problem, ordered=False)
 
 
-def build_deform_grad_ordered(problem: Problem) -> DeformGrad:
+def build_ordered(problem: Problem) -> DeformGrad:
     """Return the executable that adds samples to pixels in their order."""
     return DeformGrad(problem, ordered=True)

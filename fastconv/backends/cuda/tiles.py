@@ -60,7 +60,8 @@ class Tile:
         return f"{self.pixels} pixels x {self.channels} channels, {self.rows} x {self.columns} a thread"
 
 
-F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+F32: np.dtype = np.dtype(np.float32)
+F64: np.dtype = np.dtype(np.float64)
 
 # Widest first; the narrow ones are for groups of few channels. 128 threads each.
 DENSE = {

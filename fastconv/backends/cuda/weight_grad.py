@@ -83,9 +83,7 @@ def weight_grad(dtype: np.dtype, tile: Tile, corners: int, channels_last: bool) 
                 acc[i, j] = zero
         per_offset = groups * cg // offset_groups
         last_c = min(first_c + INS, cg)
-        for piece in range(
-            (group * cg + first_c) // per_offset, (group * cg + last_c - 1) // per_offset + 1
-        ):
+        for piece in range((group * cg + first_c) // per_offset, (group * cg + last_c - 1) // per_offset + 1):
             begin = max(piece * per_offset - group * cg, first_c)
             end = min((piece + 1) * per_offset - group * cg, last_c)
             for slab in range(begin_slab, end_slab):
@@ -111,7 +109,9 @@ def weight_grad(dtype: np.dtype, tile: Tile, corners: int, channels_last: bool) 
                         k, o = i % DEPTH, i // DEPTH
                     value = zero
                     if first_p + k < count and first_o + o < og:
-                        value = gy[image * y_image + (group * og + first_o + o) * y_channel + pixels[k] * y_pixel]
+                        value = gy[
+                            image * y_image + (group * og + first_o + o) * y_channel + pixels[k] * y_pixel
+                        ]
                     outs[k, o] = value
                 for i in range(thread, DEPTH * INS, THREADS):
                     if channels_last:
@@ -120,7 +120,9 @@ def weight_grad(dtype: np.dtype, tile: Tile, corners: int, channels_last: bool) 
                         k, c = i % DEPTH, first_c + i // DEPTH
                     value = zero
                     if first_p + k < count and c >= begin and c < end:
-                        value = fetch(x, image * x_image + (group * cg + c) * x_channel, x_pixel, at, share, k)
+                        value = fetch(
+                            x, image * x_image + (group * cg + c) * x_channel, x_pixel, at, share, k
+                        )
                     ins[k, c - first_c] = value
                 cuda.syncthreads()
                 for k in range(DEPTH):
