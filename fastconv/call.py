@@ -359,6 +359,8 @@ def _as_array(name: str, value: Any) -> ndarray:
         raise TypeError(
             f"{name} has masked values, which would count as what lies under the mask; fill them first"
         )
+    if hasattr(value, "__cuda_array_interface__") or getattr(value, "__cuda_ndarray__", False):
+        raise TypeError(f"{name} is on a CUDA device, and this function works on arrays of host memory")
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import config
-from .call import OPERANDS, Call, find_call
+from .call import OPERANDS, Call, find_call, stand_in
 from .errors import BackendError, ShapeError
 
 __all__ = ["any_on_device", "on_device", "run", "run_call"]
@@ -39,7 +39,10 @@ def any_on_device(*values: Any) -> bool:
 def run(op: str, operands: Sequence[Any], options: tuple, out: Any, backend: Any) -> Any:
     """Return the result of an operation on arrays of a device, as a new one or `out`."""
     views = _views(operands)
-    input, weight, bias, offset, mask = views
+    input, weight, bias, offset, mask = (
+        None if view is None else stand_in(name, tuple(view.shape), view.dtype)
+        for name, view in zip(OPERANDS, views, strict=True)
+    )
     call = find_call(op, input, weight, bias, offset, mask, options, _backend(backend))
     return run_call(call, operands, views, out)
 
@@ -48,11 +51,11 @@ def run_call(call: Call, operands: Sequence[Any], views: Sequence[Any] | None, o
     """Launch a call that is chosen and built; weight and bias are None if it has them."""
     from .backends.cuda import arrays
 
-    views = _views(operands) if views is None else views
     if call.kernel.backend != BACKEND:
         raise BackendError(
             f"input is on a CUDA device, but this call is prepared for backend {call.kernel.backend!r}"
         )
+    views = _views(operands) if views is None else views
     shape = call.result_shape[1:] if call.unbatched else call.result_shape
     stream = arrays.stream_of(operands[0])
     if out is None:
