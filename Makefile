@@ -29,12 +29,13 @@ BENCH_PEERS ?= $(PEERS) jax
 # The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test pytest lint format bench peers wheel clean
+.PHONY: help demo test pytest lint format bench gpu peers wheel clean
 
 help:
 	@sed -n '3,4s/^#   //p' Makefile
 	@echo "make lint    ruff and mypy;  make format  rewrite by ruff"
 	@echo "make bench   time layers of known networks against other libraries -> bench-results/"
+	@echo "make gpu     the tests that need an NVIDIA GPU, with PyTorch to compare with"
 	@echo "make peers   install the libraries that some tests compare with"
 	@echo "make wheel   sdist -> wheel -> clean install, checked"
 	@echo "make clean   remove everything made"
@@ -59,6 +60,12 @@ format: $(VENV)/extra-test
 bench: $(VENV)/extra-bench
 	$(if $(BENCH_PEERS),$(PIP) install -q $(BENCH_PEERS))
 	$(BIN)/python -m fastconv bench $(BENCH_ARGS)
+
+# numba-cuda brings no compiler of its own; that of CUDA 13 needs a driver of 580 or newer:  make gpu CUDA=cu12
+CUDA ?= cu13
+gpu: $(VENV)/extra-test $(VENV)/extra-cuda peers
+	$(PIP) install -q "numba-cuda[$(CUDA)]"
+	$(BIN)/python -m pytest -m gpu -p no:xdist -s $(PYTEST_ARGS) tests/test_gpu.py
 
 peers: $(VENV)/ready
 	$(PIP) install -q $(PEERS)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import registry
+from fastconv import registry, testing
 
 SIMULATED = Path(__file__).with_name("simulated_cuda.py")
 PARTS = (
@@ -28,46 +28,46 @@ PARTS = (
 
 
 @pytest.fixture
-def backend():
+def ours():
     return registry.find_backend("cuda").ready()
 
 
 class TestAbsent:
-    def test_without_numba_cuda_the_reason_names_the_extra(self, backend, monkeypatch):
+    def test_without_numba_cuda_the_reason_names_the_extra(self, ours, monkeypatch):
         monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
-        monkeypatch.setattr("fastconv.backends.cuda.find_spec", lambda name: None)
-        assert backend.unavailable() == "numba-cuda is not installed: pip install 'fastconv[cuda]'"
+        monkeypatch.setattr(sys.modules[type(ours).__module__], "find_spec", lambda name: None)
+        assert ours.unavailable() == "numba-cuda is not installed: pip install 'fastconv[cuda]'"
 
-    def test_without_a_driver_the_reason_names_it(self, backend, monkeypatch):
+    def test_without_a_driver_the_reason_names_it(self, ours, monkeypatch):
         cuda = pytest.importorskip("numba.cuda")
         monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
-        monkeypatch.setattr("fastconv.backends.cuda.find_spec", lambda name: object())
+        monkeypatch.setattr(sys.modules[type(ours).__module__], "find_spec", lambda name: object())
         monkeypatch.setattr(cuda, "is_available", lambda: False)
         monkeypatch.setattr(cuda, "cuda_error", lambda: "no libcuda.so")
-        assert "there is no NVIDIA driver with a GPU here (no libcuda.so)" in backend.unavailable()
+        assert "there is no NVIDIA driver with a GPU here (no libcuda.so)" in ours.unavailable()
 
-    def test_a_call_that_names_it_says_why_not(self, backend, monkeypatch):
-        monkeypatch.setattr(type(backend), "unavailable", lambda self: "it is not there")
-        with pytest.raises(fastconv.BackendError, match="'cuda' .* cannot be used: it is not there"):
+    def test_a_call_that_names_it_says_why_not(self, ours, monkeypatch):
+        monkeypatch.setattr(type(ours), "unavailable", lambda self: "it is not there")
+        with pytest.raises(fastconv.BackendError, match=r"'cuda' .* cannot be used: it is not there"):
             fastconv.conv1d([[1.0, 2.0]], [[[1.0]]], backend="cuda")
         y = fastconv.conv1d([[1.0, 2.0]], [[[1.0]]], backend=["cuda", "numpy"])
         np.testing.assert_array_equal(y, [[1.0, 2.0]])
 
-    def test_it_never_runs_unasked(self, backend, monkeypatch):
-        monkeypatch.setattr(type(backend), "unavailable", lambda self: None)
+    def test_it_never_runs_unasked(self, ours, monkeypatch):
+        monkeypatch.setattr(type(ours), "unavailable", lambda self: None)
         told = fastconv.explain("conv2d", (8, 64, 56, 56), (64, 64, 3, 3))
         assert told.backend != "cuda"
         assert told.refusals["cuda conv_dense"] == "cuda runs only where it is named"
 
 
-def test_the_atomic_kernel_is_refused_where_the_same_bits_are_asked_for(backend, monkeypatch):
-    case = next(iter(fastconv.testing.cases("deform_conv2d_grad", 1)))
+def test_the_atomic_kernel_is_refused_where_the_same_bits_are_asked_for(ours, monkeypatch):
+    case = next(iter(testing.cases("deform_conv2d_grad", 1)))
     entry = registry.find_backend("cuda")
     monkeypatch.setattr("fastconv.config.environment_deterministic", lambda: False)
-    chosen = dict((kernel.name, refusal) for kernel, refusal in registry.verdicts(case.problem(), entry))
+    chosen = {kernel.name: refusal for kernel, refusal in registry.verdicts(case.problem(), entry)}
     assert chosen == {"deform_conv_grad_atomic": None, "deform_conv_grad_ordered": None}
     monkeypatch.setattr("fastconv.config.environment_deterministic", lambda: True)
-    chosen = dict((kernel.name, refusal) for kernel, refusal in registry.verdicts(case.problem(), entry))
+    chosen = {kernel.name: refusal for kernel, refusal in registry.verdicts(case.problem(), entry)}
     assert "FASTCONV_DETERMINISTIC" in chosen["deform_conv_grad_atomic"]
     assert chosen["deform_conv_grad_ordered"] is None
 
