@@ -8,6 +8,7 @@ that runs many times.
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
+from .analysis import linear_operator, matrix
 from .config import set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
@@ -52,6 +53,8 @@ __all__ = [
     "deform_conv3d",
     "explain",
     "kernels",
+    "linear_operator",
+    "matrix",
     "plan",
     "plan_grad",
     "register_backend",
