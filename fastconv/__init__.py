@@ -8,7 +8,7 @@ that runs many times.
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
-from .analysis import linear_operator, matrix
+from .analysis import linear_operator, matrix, receptive_field
 from .config import set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
@@ -57,6 +57,7 @@ __all__ = [
     "matrix",
     "plan",
     "plan_grad",
+    "receptive_field",
     "register_backend",
     "set_default_backend",
     "show_config",

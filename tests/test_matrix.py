@@ -70,8 +70,9 @@ def test_y_is_a_x_for_a_batch_in_both_layouts(op, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("geometry", PADDED, ids=ids)
 def test_padding_that_copies_pixels(geometry, layout, mode):
-    c, o, g = geometry.channels
-    padding = tuple((min(b, n - 1), min(a, n - 1)) for (b, a), n in zip(geometry.padding, geometry.size))
+    c, _, g = geometry.channels
+    limits = (n - 1 for n in geometry.size)
+    padding = tuple((min(b, n), min(a, n)) for (b, a), n in zip(geometry.padding, limits, strict=True))
     options = {**geometry.options, "padding": padding, "groups": g, "padding_mode": mode, "layout": layout}
     x = integers(rng(), (2, c, *geometry.size))
     x = np.moveaxis(x, 1, -1) if layout == "NHWC" else x

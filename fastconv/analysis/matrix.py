@@ -118,7 +118,7 @@ def matrix(
     )
     (weight,) = as_arrays(weight=weight)
     offset, mask = (as_image_operands(problem, unbatched, array) for array in (offset, mask))
-    triples = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    triples: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for image in range(problem.batch):
         for channels, pixels in _factors(problem, np.asarray(weight, np.float64), offset, mask, image):
             triples.append(_kron(problem, channels, pixels, image))

@@ -109,12 +109,16 @@ def linear_operator(
     }
 
     def matvec(x: np.ndarray) -> np.ndarray:
-        return forward(np.asarray(x, dtype).reshape(forward.input_shape), **moved).ravel()
+        image = np.asarray(x, dtype).reshape(forward.input_shape)
+        return forward(image, moved.get("offset"), moved.get("mask")).ravel()
 
     def rmatvec(y: np.ndarray) -> np.ndarray:
         # A deformable gradient asks for the input, though that with respect to the input does not depend on it.
-        input = {"input": np.zeros(backward.input_shape, dtype)} if moved else {}
-        return backward(np.asarray(y, dtype).reshape(backward.output_shape), **input, **moved).input.ravel()
+        input = np.zeros(backward.input_shape, dtype) if moved else None
+        gy = np.asarray(y, dtype).reshape(backward.output_shape)
+        found = backward(gy, input, moved.get("offset"), moved.get("mask")).input
+        assert found is not None
+        return found.ravel()
 
     shape = (int(np.prod(forward.output_shape)), int(np.prod(forward.input_shape)))
     return LinearOperator(shape, matvec=matvec, rmatvec=rmatvec, dtype=dtype)
