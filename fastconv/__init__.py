@@ -8,7 +8,7 @@ that runs many times.
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
-from .analysis import linear_operator, matrix, receptive_field
+from .analysis import cost, linear_operator, matrix, receptive_field
 from .config import set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
@@ -48,6 +48,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cost",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",

@@ -15,9 +15,10 @@ Nothing here runs when a convolution does. The matrix is built from the definiti
 kernels, so that each can be held against the other.
 """
 
+from .cost import Cost, cost
 from .layers import Layer
 from .matrix import matrix
 from .operator import linear_operator
 from .receptive import ReceptiveField, receptive_field
 
-__all__ = ["Layer", "ReceptiveField", "linear_operator", "matrix", "receptive_field"]
+__all__ = ["Cost", "Layer", "ReceptiveField", "cost", "linear_operator", "matrix", "receptive_field"]

@@ -21,14 +21,13 @@ def problem_of(
     mask: Any = None,
     *,
     offset_groups: int | None = None,
-    has_mask: bool = False,
     dtype: Any = None,
     **options: Any,
 ) -> tuple[Problem, bool]:
     """Return the problem of a call, and whether its input comes without a batch.
 
     Weight, bias, offset and mask may be shapes in place of arrays; they are then taken as float32. A deformable
-    convolution whose offset is not there yet is described by `offset_groups` and `has_mask`.
+    convolution whose offset is not there yet is described by `offset_groups`.
     """
     _, ndim = parse_op(op)
     for name in ("output_padding", "output_size"):
@@ -51,8 +50,8 @@ def problem_of(
             raise TypeError("offset must be an array, got None")
         ordered = tuple(named[name] for name in OPTIONS)
         count = as_int("offset_groups", offset_groups)
-        operands["offset"], operands["mask"] = deformable_operands(
-            op, operands["input"], operands["weight"], ordered, count, has_mask
+        operands["offset"], _ = deformable_operands(
+            op, operands["input"], operands["weight"], ordered, count, mask=False
         )
     unbatched = operands["input"].ndim == ndim + 1
     return create_problem(op, operands, unbatched, kind, named, prepared=True), unbatched
