@@ -9,6 +9,7 @@ The way through the files of this package::
     layers.py      the layers of a stack, as far as geometry goes
     receptive.py   a stack of layers -> the input pixels that an output pixel depends on
     points.py      a stack of deformable layers -> the points that it samples
+    effective.py   gradients -> how much each of these pixels matters
     cost.py        Problem -> parameters, multiply-adds, bytes, intensity
 
 Nothing here runs when a convolution does. The matrix is built from the definition and shares no code with the
@@ -16,9 +17,21 @@ kernels, so that each can be held against the other.
 """
 
 from .cost import Cost, cost
+from .effective import effective_field
 from .layers import Layer
 from .matrix import matrix
 from .operator import linear_operator
+from .points import affine_offset
 from .receptive import ReceptiveField, receptive_field
 
-__all__ = ["Cost", "Layer", "ReceptiveField", "cost", "linear_operator", "matrix", "receptive_field"]
+__all__ = [
+    "Cost",
+    "Layer",
+    "ReceptiveField",
+    "affine_offset",
+    "cost",
+    "effective_field",
+    "linear_operator",
+    "matrix",
+    "receptive_field",
+]

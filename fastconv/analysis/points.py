@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..call import check_memory
+from ..problem import as_ints
 from .layers import Layer
 
-__all__ = ["interpolated", "sampling_points"]
+__all__ = ["affine_offset", "interpolated", "sampling_points"]
 
 
 def sampling_points(layers: Sequence[Layer], at: Sequence[int], offset_group: int = 0) -> np.ndarray:
@@ -56,3 +58,40 @@ def interpolated(field: np.ndarray, points: np.ndarray) -> np.ndarray:
         share = np.prod(np.where(corner, points - low, 1 - (points - low)), axis=1)
         value += field[(..., *pixel.T)] * share
     return np.moveaxis(value, -1, 0)
+
+
+def affine_offset(kernel: Any, change: Any, output_size: Sequence[int], *, dilation: Any = 1) -> np.ndarray:
+    """Return the offset of a deformable convolution that turns, scales or shears its grid about the middle.
+
+    Parameters
+    ----------
+    kernel : int or sequence of int
+    change : array_like, shape (ndim, ndim), or callable
+        The matrix that the grid is multiplied by, in the order of the axes (row before column). Or a function that
+        returns it for an output pixel.
+    output_size : sequence of int
+    dilation : int or sequence of int, optional
+
+    Returns
+    -------
+    numpy.ndarray of float64, shape (taps*ndim, *output_size)
+
+    Examples
+    --------
+    Twice the grid is dilation 2:
+
+    >>> import numpy as np
+    >>> from fastconv.analysis import affine_offset
+    >>> affine_offset(3, [[2]], (1,)).ravel()
+    array([-1.,  0.,  1.])
+    """
+    size = tuple(output_size)
+    ndim = len(size)
+    kernel, dilation = as_ints("kernel", kernel, ndim, 1), as_ints("dilation", dilation, ndim, 1)
+    taps = np.indices(kernel).reshape(ndim, -1).T - (np.array(kernel) - 1) / 2
+    grid = taps * dilation
+    offset = np.empty((len(grid), ndim, *size))
+    for pixel in np.ndindex(*size):
+        matrix = np.asarray(change(pixel) if callable(change) else change, np.float64)
+        offset[(..., *pixel)] = grid @ matrix.T - grid
+    return offset.reshape(-1, *size)
