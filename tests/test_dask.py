@@ -182,7 +182,7 @@ def test_seventeen_gigapixels_at_a_few_places():
     def piece(top, left, bottom, right):
         return x[:, top:bottom, left:right].compute(scheduler="synchronous")
 
-    places = [(chunk - 80, 5 * chunk - 80), *(2 * rng(4).integers(0, SIDE // 2 - 200, (2, 2)))]
+    places = [(chunk - 80, 5 * chunk - 80), 2 * rng(4).integers(0, SIDE // 2 - 200, 2)]
     check_places((y, layers()), piece, places)
 
 

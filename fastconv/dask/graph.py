@@ -1,9 +1,10 @@
 """The tasks of a chunked convolution: reading what each chunk of the result depends on, and convolving it."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, product
 from operator import getitem
 from typing import Any
 
@@ -110,11 +111,11 @@ def _tasks(
 
 def _pieces(borders: Sequence[int], lo: int, hi: int) -> list[tuple[int, slice]]:
     """Return which chunks of an axis hold the range, and what of each; an empty range is read from one."""
-    found = [
-        (i, slice(max(lo, begin) - begin, min(hi, end) - begin))
-        for i, (begin, end) in enumerate(pairwise(borders))
-        if max(lo, begin) < min(hi, end)
-    ]
+    found = []
+    for i in range(bisect_right(borders, lo) - 1, bisect_left(borders, hi)):
+        begin, end = borders[i], borders[i + 1]
+        if max(lo, begin) < min(hi, end):
+            found.append((i, slice(max(lo, begin) - begin, min(hi, end) - begin)))
     return found or [(0, slice(0, 0))]
 
 
