@@ -5,10 +5,11 @@ backends. Start with :func:`conv2d`; ask :func:`explain` what ran and why; :func
 that runs many times.
 """
 
+from typing import TYPE_CHECKING, Any
+
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
-from .analysis import cost, linear_operator, matrix, receptive_field
 from .config import set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
@@ -27,6 +28,9 @@ from .grad_plan import GradPlan, plan_grad
 from .plan import Plan, plan
 from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
+
+if TYPE_CHECKING:
+    from .analysis import cost, linear_operator, matrix, receptive_field
 
 __version__ = "0.1.0"
 
@@ -66,3 +70,19 @@ __all__ = [
     "unregister_backend",
     "use_backend",
 ]
+
+# Reasoning is not part of running: its modules are imported with the first of these that is used.
+_REASONING = ("cost", "linear_operator", "matrix", "receptive_field")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _REASONING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import analysis
+
+    globals()[name] = getattr(analysis, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,6 +16,16 @@ def test_import_loads_nothing_heavy():
     assert loaded == already
 
 
+def test_reasoning_is_imported_with_its_first_use():
+    code = """
+import sys, fastconv
+assert "fastconv.analysis" not in sys.modules
+assert set(fastconv.__all__) <= set(dir(fastconv))
+print(fastconv.cost("conv1d", (1, 4), (1, 1, 3)).macs, "scipy" in sys.modules)
+"""
+    assert python(code).split() == ["6", "False"]
+
+
 def test_import_gives_no_warnings():
     assert python("import warnings; warnings.simplefilter('error'); import fastconv").strip() == ""
 
