@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
-from .config import set_default_backend, threads, use_backend
+from .config import accuracy, set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
 from .functional import (
@@ -30,7 +30,10 @@ from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
 
 if TYPE_CHECKING:
-    from .analysis import cost, linear_operator, matrix, receptive_field
+    from .analysis.cost import cost
+    from .analysis.matrix import matrix
+    from .analysis.operator import linear_operator
+    from .analysis.receptive import receptive_field
 
 __version__ = "0.1.0"
 
@@ -45,6 +48,7 @@ __all__ = [
     "Problem",
     "ShapeError",
     "UnsupportedError",
+    "accuracy",
     "backends",
     "conv1d",
     "conv2d",

@@ -195,16 +195,14 @@ def test_on_a_cluster():
     assert_exact(found, fastconv.conv2d(x, weight, padding=1, stride=2))
 
 
-def test_the_backend_chosen_here_runs_there(monkeypatch):
+def test_backend_and_accuracy_chosen_here_hold_there(monkeypatch):
     ran = []
     find = fastconv.functional.find_call
-    monkeypatch.setattr(
-        fastconv.functional, "find_call", lambda *a: ran.append(find(*a).kernel.backend) or find(*a)
-    )
-    with fastconv.use_backend("numpy"):
+    monkeypatch.setattr(fastconv.functional, "find_call", lambda *a: ran.append(found := find(*a)) or found)
+    with fastconv.use_backend("numpy"), fastconv.accuracy("high"):
         y = fastconv.dask.conv1d(da.ones((1, 8), chunks=4), np.ones((1, 1, 3)))
     y.compute(scheduler="threads", num_workers=1)
-    assert ran == ["numpy", "numpy"]
+    assert [(call.kernel.backend, call.problem.accuracy) for call in ran] == [("numpy", "high")] * 2
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -31,6 +31,7 @@ def linear_operator(
     output_size: Any = None,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    accuracy: str | None = None,
     backend: Any = None,
     num_threads: int | None = None,
 ) -> "LinearOperator":
@@ -49,7 +50,7 @@ def linear_operator(
         As for the function; copied.
     offset, mask : array_like, optional
         As for the function (deformable only); copied.
-    stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout
+    stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout, accuracy
         As for the function. `groups` is 1 if not given (for a deformable convolution: as the shapes say).
     backend : str or sequence of str, optional
         As in :func:`use_backend`.
@@ -93,6 +94,7 @@ def linear_operator(
         "output_size": output_size,
         "padding_mode": padding_mode,
         "layout": layout,
+        "accuracy": accuracy,
     }
     problem, _ = problem_of(op, input_shape, weight, offset=offset, mask=mask, **options)
     dtype = problem.dtype

@@ -61,6 +61,7 @@ def convolve(op: str, arguments: Mapping[str, Any]) -> da.Array:
     shared = {name: arguments[name] for name in SHARED if name in arguments}
     # Tasks run in threads and processes that do not know what is chosen here.
     shared["backend"] = shared["backend"] or config.requested_backend()[0]
+    shared["accuracy"] = problem.accuracy
     shared["num_threads"] = shared["num_threads"] or 1
     whole = Whole(op, spatial, shared, _as_reach(arguments.get("reach", 0)))
     name = f"{op}-{tokenize(*images.values(), weight, bias, options, shared, whole.reach)}"
