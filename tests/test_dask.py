@@ -242,3 +242,14 @@ def test_more_padding_than_image(op):
     x, weight = integers(rng(), (1, 2, *(3,) * ndim)), integers(rng(), (1, 2, *(2,) * ndim))
     whole = call(op, {"input": x, "weight": weight}, padding=6, stride=2)
     assert_exact(chunked(op, {"input": cut(x), "weight": weight}, padding=6, stride=2), whole)
+
+
+@pytest.mark.parametrize("cuts", [2, 1])
+def test_outputs_that_no_input_reaches(cuts):
+    x, weight, bias = np.ones((1, 1, 5)), np.ones((1, 3, 1, 1)), np.array([1.0, -2.0, 3.0])
+    options = {"padding": ((1, 0), (0, 2)), "output_padding": 3, "dilation": 4, "activation": "relu"}
+    whole = fastconv.conv_transpose2d(x, weight, bias, **options)
+    lazy = da.from_array(x, chunks=(1, 1, cuts))
+    found = fastconv.dask.conv_transpose2d(lazy, weight, bias, **options)
+    assert_exact(found.compute(scheduler="synchronous"), whole)
+    assert set(whole.ravel()) == {0.0, 1.0, 3.0}

@@ -16,7 +16,7 @@ from dask.highlevelgraph import HighLevelGraph
 from .. import config, functional
 from ..analysis.arguments import problem_of
 from ..call import OPTIONS, as_arrays, result_type, stand_in
-from ..problem import DEFORM_CONV, parse_op
+from ..problem import CONV_TRANSPOSE, DEFORM_CONV
 from .parts import Part, parts_of
 
 __all__ = ["convolve"]
@@ -146,14 +146,16 @@ def _run(
 ) -> np.ndarray:
     """Compute one chunk of the result."""
     x = np.block(input)
-    options = {**whole.options, "padding": tuple(part.padding for part in parts)}
+    options: dict[str, Any] = {**whole.options, "padding": tuple(part.padding for part in parts)}
     operands = {}
-    if whole.op in DEFORM_CONV:
+    if whole.op in CONV_TRANSPOSE:
+        if 0 in x.shape:
+            return _unreached(whole, parts, x, weight, bias)
+        options["output_padding"] = tuple(part.output_padding for part in parts)
+    elif whole.op in DEFORM_CONV:
         operands["offset"] = _widened(whole, parts, _within_reach(np.block(offset), whole.reach))
         if mask:
             operands["mask"] = _widened(whole, parts, np.block(mask))
-    elif parse_op(whole.op)[0] == "conv_transpose":
-        options["output_padding"] = tuple(part.output_padding for part in parts)
     if 0 in x.shape:  # the chunk lies in the padding
         widths = {axis: part.padding for axis, part in zip(whole.spatial, parts, strict=True)}
         x = np.pad(x, [widths.get(axis, (0, 0)) for axis in range(x.ndim)])
@@ -163,6 +165,19 @@ def _run(
     for axis, part in zip(whole.spatial, parts, strict=True):
         kept[axis] = slice(part.margin, part.margin + part.last - part.first)
     return y[tuple(kept)]
+
+
+def _unreached(
+    whole: Whole, parts: Sequence[Part], x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
+    """Return a chunk of a transposed convolution that no input reaches: what zeros give, everywhere."""
+    shape = [1 if axis in whole.spatial else size for axis, size in enumerate(x.shape)]
+    y = getattr(functional, whole.op)(np.zeros(shape, x.dtype), weight, bias, **whole.options)
+    first = y[tuple(slice(1) if axis in whole.spatial else slice(None) for axis in range(y.ndim))]
+    shape = list(first.shape)
+    for axis, part in zip(whole.spatial, parts, strict=True):
+        shape[axis] = part.last - part.first
+    return np.broadcast_to(first, shape).copy()
 
 
 def _widened(whole: Whole, parts: Sequence[Part], array: np.ndarray) -> np.ndarray:

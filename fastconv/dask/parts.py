@@ -88,6 +88,8 @@ def _transposed(problem: Problem, axis: int, span: int, first: int, last: int, r
     # The first input that reaches the first output, or the last one before it where it lies in a gap.
     lo = max(0, min(-(-(first + before - span + 1) // stride), (first + before) // stride))
     hi = min(size, (last - 1 + before) // stride + 1)
+    if hi <= lo:  # beyond everything that the input reaches
+        return Part(first, last, lo, lo, (0, 0))
     cut = first + before - lo * stride
     beyond = (hi - lo - 1) * stride + span - cut - (last - first)
     return Part(first, last, lo, hi, (cut, max(beyond, 0)), max(-beyond, 0))
