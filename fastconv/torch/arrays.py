@@ -23,7 +23,8 @@ def channels_last(x: torch.Tensor) -> bool:
 
 def as_array(x: torch.Tensor, last: bool) -> np.ndarray:
     """Return a tensor (N, C, *size) as a contiguous array, (N, *size, C) if `last`; halves become float32."""
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     if x.dtype in HALVES:
         x = x.float()
     elif x.dtype not in FLOATS:

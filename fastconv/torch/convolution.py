@@ -28,7 +28,10 @@ OPTIONS = (
 
 def _describe(ndim: int, options: Sequence[Any]) -> tuple[str, tuple]:
     """Return the name of the function, and the options in the order of ``call.OPTIONS`` but for layout and later."""
-    return _described(ndim, *(tuple(o) if isinstance(o, list) else o for o in options))
+    try:
+        return _described(ndim, *options)
+    except TypeError:  # the dispatcher makes lists of tuples
+        return _described(ndim, *(tuple(o) if isinstance(o, list) else o for o in options))
 
 
 @lru_cache(maxsize=512)

@@ -395,11 +395,13 @@ def _check_rank(op: str, ndim: int, input: Tensor, weight: Tensor) -> bool:
     return input.dim() == ndim + 1
 
 
-def _check(**tensors: Tensor | None) -> None:
+def _check(**tensors: Any) -> None:
     """Raise unless all tensors are of one floating type, strided and on a device there are kernels for."""
-    dtype = tensors["input"].dtype
+    input = tensors["input"]
+    dtype = input.dtype
+    usual = dtype in FLOATS and input.is_cpu
     for name, x in tensors.items():
-        if x is None:
+        if x is None or (usual and x.dtype is dtype and x.is_cpu and x.layout is torch.strided):
             continue
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -407,6 +409,8 @@ def _check(**tensors: Tensor | None) -> None:
             raise TypeError(f"all tensors must have one dtype: input has {dtype}, {name} has {x.dtype}")
         if x.device.type not in ("cpu", "meta"):
             raise TypeError(f"{name} must be on the CPU, got a tensor on {x.device}")
+        if x.device.type != input.device.type:
+            raise TypeError(f"all tensors must be on one device: input is on {input.device}, {name} on {x.device}")
         if x.layout != torch.strided:
             raise TypeError(f"{name} must be a strided tensor, got {x.layout}")
 

@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from ..problem import as_ints
-from . import functional
+from .functional import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    deform_conv2d,
+)
 
 __all__ = [
     "Conv1d",
@@ -19,6 +27,10 @@ __all__ = [
     "DeformConv2d",
     "DeformConv2dPack",
 ]
+
+# One node each in what torch.fx traces.
+for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "deform_conv2d"):
+    torch.fx.wrap(name)
 
 Tensor = torch.Tensor
 Ints = int | tuple[int, ...]
@@ -36,7 +48,7 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, (N, C, W) or (C, W)."""
-        return _forward(functional.conv1d, self, input)
+        return _forward(conv1d, self, input)
 
 
 class Conv2d(nn.Conv2d):
@@ -51,7 +63,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, (N, C, H, W) or (C, H, W)."""
-        return _forward(functional.conv2d, self, input)
+        return _forward(conv2d, self, input)
 
 
 class Conv3d(nn.Conv3d):
@@ -66,7 +78,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`, (N, C, D, H, W) or (C, D, H, W)."""
-        return _forward(functional.conv3d, self, input)
+        return _forward(conv3d, self, input)
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
@@ -81,7 +93,7 @@ class ConvTranspose1d(nn.ConvTranspose1d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, (N, C, W) or (C, W)."""
-        return _forward_transposed(functional.conv_transpose1d, self, input, output_size)
+        return _forward_transposed(conv_transpose1d, self, input, output_size)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
@@ -97,7 +109,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, (N, C, H, W) or (C, H, W)."""
-        return _forward_transposed(functional.conv_transpose2d, self, input, output_size)
+        return _forward_transposed(conv_transpose2d, self, input, output_size)
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
@@ -112,7 +124,7 @@ class ConvTranspose3d(nn.ConvTranspose3d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of `input`, (N, C, D, H, W) or (C, D, H, W)."""
-        return _forward_transposed(functional.conv_transpose3d, self, input, output_size)
+        return _forward_transposed(conv_transpose3d, self, input, output_size)
 
 
 class DeformConv2d(nn.Module):
@@ -179,7 +191,7 @@ class DeformConv2d(nn.Module):
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the deformable convolution of `input`, (N, C, H, W) or (C, H, W)."""
-        return functional.deform_conv2d(
+        return deform_conv2d(
             input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
 
