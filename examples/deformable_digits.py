@@ -20,10 +20,10 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, nll_los
 
 import fastconv.torch
 
-SIZE = 20  # pixels of a side of the images the networks see
+SIZE = 16  # pixels of a side of the images the networks see
 TRAINING_IMAGES = 1197  # of 1797
 TEST_VIEWS = 4  # of each test image
-BATCH = 64
+BATCH = 32
 RATE = 0.004
 OFFSET_RATE = 0.1  # of RATE, as in the papers
 
@@ -88,7 +88,9 @@ def views(images, generator):
     lean = torch.eye(2).repeat(len(images), 1, 1)
     lean[:, 0, 1] = shear
     matrix = torch.cat([scale[:, None, None] * (turn @ lean), torch.zeros(len(images), 2, 1)], -1)
-    return grid_sample(images, affine_grid(matrix, [len(images), 1, SIZE, SIZE], align_corners=False), align_corners=False)
+    return grid_sample(
+        images, affine_grid(matrix, [len(images), 1, SIZE, SIZE], align_corners=False), align_corners=False
+    )
 
 
 def digits():
@@ -137,11 +139,15 @@ def accuracy(model, images, labels):
     model.train()
     return right
 
+
 if __name__ == "__main__":
     import sys
+
     torch.set_num_threads(1)
     data = digits()
-    width = int(sys.argv[1]); steps = int(sys.argv[2]); seeds=int(sys.argv[3])
+    width = int(sys.argv[1])
+    steps = int(sys.argv[2])
+    seeds = int(sys.argv[3])
     d = network(width, TorchvisionPack)
     pw = plain_width(parameters(d))
     print(parameters(d), pw, parameters(network(pw, nn.Conv2d)))
@@ -150,4 +156,4 @@ if __name__ == "__main__":
             torch.manual_seed(s)
             m = network(w, l)
             c, t = train(m, data, steps, s, max(steps // 5, 1))
-            print(s, name, [f"{a:.3f}" for _, a in c], f"{t*1e3:.1f} ms", flush=True)
+            print(s, name, [f"{a:.3f}" for _, a in c], f"{t * 1e3:.1f} ms", flush=True)

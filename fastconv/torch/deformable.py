@@ -160,9 +160,7 @@ def _grads_backward(ctx: Any, *grads: torch.Tensor) -> tuple:
         gy, *operands = (_alias(x, again) for x in ctx.saved_tensors)
         y = sampler.deform_conv(*operands, *ctx.options)
         firsts = [
-            (x, g)
-            for x, g, wants in zip(operands, grads, ctx.wanted, strict=True)
-            if wants and x is not None
+            (x, g) for x, g, wants in zip(operands, grads, ctx.wanted, strict=True) if wants and x is not None
         ]
         found = torch.autograd.grad(y, [x for x, _ in firsts], gy, create_graph=True)
         wanted = [x for x, wants in zip((gy, *operands), needs, strict=True) if wants]

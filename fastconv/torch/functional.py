@@ -410,7 +410,9 @@ def _check(**tensors: Any) -> None:
         if x.device.type not in ("cpu", "meta"):
             raise TypeError(f"{name} must be on the CPU, got a tensor on {x.device}")
         if x.device.type != input.device.type:
-            raise TypeError(f"all tensors must be on one device: input is on {input.device}, {name} on {x.device}")
+            raise TypeError(
+                f"all tensors must be on one device: input is on {input.device}, {name} on {x.device}"
+            )
         if x.layout != torch.strided:
             raise TypeError(f"{name} must be a strided tensor, got {x.layout}")
 

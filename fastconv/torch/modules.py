@@ -29,7 +29,15 @@ __all__ = [
 ]
 
 # One node each in what torch.fx traces.
-for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "deform_conv2d"):
+for name in (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "deform_conv2d",
+):
     torch.fx.wrap(name)
 
 Tensor = torch.Tensor
@@ -197,7 +205,9 @@ class DeformConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the arguments that make this layer."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
         text += f", padding={self.padding}" if any(self.padding) else ""
         text += f", dilation={self.dilation}" if max(self.dilation) > 1 else ""
         text += f", groups={self.groups}" if self.groups > 1 else ""
@@ -250,9 +260,7 @@ class DeformConv2dPack(DeformConv2d):
         offset_groups: int = 1,
         modulated: bool = True,
     ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(f"offset_groups={offset_groups} must divide in_channels={in_channels}")
         self.offset_groups = offset_groups
