@@ -8,15 +8,13 @@ Both networks have as many parameters; the plain one is wider instead. The handw
 scikit-learn. Needs: pip install 'fastconv[examples]', and torchvision for its operator.
 """
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample, nll_loss
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 
 import fastconv.torch
 
@@ -56,8 +54,8 @@ def network(width, layer):
     return nn.Sequential(
         *block(nn.Conv2d, 1, width, 1),
         *block(nn.Conv2d, width, width, 2),
-        *block(layer, width, 2 * width, 1),
-        *block(layer, 2 * width, 2 * width, 2),
+        *block(layer, width, 2 * width, 2),
+        *block(layer, 2 * width, 2 * width, 1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(2 * width, 10),

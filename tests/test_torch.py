@@ -1,12 +1,9 @@
 """fastconv.torch: derivatives of all orders, compilers and transforms, layers, and swapping them in a model."""
 
 import copy
-import itertools
 import pickle
-import sys
 import warnings
 
-import numpy as np
 import pytest
 from samples import python
 
@@ -16,7 +13,6 @@ from fastconv import config
 torch = pytest.importorskip("torch", reason="fastconv.torch is for those who have PyTorch")
 
 import fastconv.torch as ours  # noqa: E402
-from fastconv.torch import functional, operation  # noqa: E402
 from fastconv.torch.convolution import convolution, input_grad, weight_grad  # noqa: E402
 from fastconv.torch.deformable import deform_convolution, deform_grads  # noqa: E402
 

@@ -98,10 +98,12 @@ def _output_shape(
         )
         return checked.output_shape
     # Symbolic sizes: the formula alone. A check would narrow what the compiled program can be called with.
-    axes = zip(input[2:], weight[2:], stride, pairs, dilation, output_padding, strict=True)
+    extents = [d * (k - 1) for k, d in zip(weight[2:], dilation, strict=True)]
+    sums = [before + after for before, after in pairs]
+    axes = zip(input[2:], extents, stride, sums, output_padding, strict=True)
     if transposed:
-        return (input[0], weight[1] * groups, *((i - 1) * s - b - a + d * (k - 1) + e + 1 for i, k, s, (b, a), d, e in axes))  # fmt: skip
-    return (input[0], weight[0], *((i + b + a - d * (k - 1) - 1) // s + 1 for i, k, s, (b, a), d, _ in axes))
+        return (input[0], weight[1] * groups, *((i - 1) * s - p + k + e + 1 for i, k, s, p, e in axes))
+    return (input[0], weight[0], *((i + p - k - 1) // s + 1 for i, k, s, p, _ in axes))
 
 
 def _convolve_setup(ctx: Any, inputs: Any, output: torch.Tensor) -> None:

@@ -157,6 +157,7 @@ def _grads_backward(ctx: Any, *grads: torch.Tensor) -> tuple:
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Names of their own: one operand may have been computed from another, which is not to count here.
+        operands: list[Any]
         gy, *operands = (_alias(x, again) for x in ctx.saved_tensors)
         y = sampler.deform_conv(*operands, *ctx.options)
         firsts = [

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..problem import Problem, as_ints, as_padding
 from .arrays import FLOATS
@@ -21,7 +22,6 @@ __all__ = [
 ]
 
 Ints = int | Sequence[int]
-Tensor = torch.Tensor
 
 
 def conv1d(

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..problem import as_ints
 from .functional import (
@@ -40,7 +40,6 @@ for name in (
 ):
     torch.fx.wrap(name)
 
-Tensor = torch.Tensor
 Ints = int | tuple[int, ...]
 
 
