@@ -21,8 +21,9 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?= -q
 BENCH_ARGS ?=
 
-# Optional: what the suite compares with where it is installed (5 GB). expecttest is for torch's OpInfo database.
-PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest
+# Optional: what the suite compares with where it is installed (5 GB). expecttest is for torch's OpInfo database,
+# scikit-learn has the digits of the training example.
+PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest scikit-learn
 # What `make bench` compares with besides the libraries of the extra `bench`. Less:  make bench BENCH_PEERS=
 BENCH_PEERS ?= $(PEERS) jax
 

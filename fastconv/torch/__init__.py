@@ -18,8 +18,8 @@ except ImportError as error:
         "fastconv.torch needs PyTorch, which is not installed: pip install 'fastconv[torch]'", name="torch"
     ) from error
 
-if not hasattr(torch.library, "register_autograd"):
-    raise ImportError(f"fastconv.torch needs PyTorch 2.4 or newer, found {torch.__version__}", name="torch")
+if not hasattr(torch.library, "register_vmap"):
+    raise ImportError(f"fastconv.torch needs PyTorch 2.5 or newer, found {torch.__version__}", name="torch")
 
 from .functional import (
     conv1d,
