@@ -83,6 +83,7 @@ def conv2d(
     input : Tensor, shape (N, C, H, W) or (C, H, W)
         Channels last (``torch.channels_last``) are computed on as they lie, and so are their gradients.
     weight : Tensor, shape (O, C/G, KH, KW)
+        Always best contiguous: of weights in another memory format a copy is made.
     bias : Tensor, shape (O,), optional
     stride, padding, dilation, groups
         As for :func:`fastconv.conv2d`.
@@ -331,6 +332,7 @@ def deform_conv2d(
         tensors = _cast(tensors, torch.float32)
     input, offset, weight, bias, mask = tensors
     _check(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
+    weight = weight.contiguous()  # once, for the backward pass too
     stride, dilation = _ints("stride", stride, 2), _ints("dilation", dilation, 2)
     pads = _padding(padding, "deform_conv", weight, stride, dilation)
     if unbatched:
@@ -355,6 +357,7 @@ def _conv(
     if torch.is_autocast_enabled("cpu"):
         input, weight, bias = _cast((input, weight, bias), torch.get_autocast_dtype("cpu"))
     _check(input=input, weight=weight, bias=bias)
+    weight = weight.contiguous()  # once, for the backward pass too
     stride, dilation = _ints("stride", stride, ndim), _ints("dilation", dilation, ndim)
     pads = _padding(padding, "conv", weight, stride, dilation)
     options = (stride, pads, dilation, False, (0,) * ndim, groups, padding_mode)
@@ -378,6 +381,7 @@ def _conv_transpose(
     if torch.is_autocast_enabled("cpu"):
         input, weight, bias = _cast((input, weight, bias), torch.get_autocast_dtype("cpu"))
     _check(input=input, weight=weight, bias=bias)
+    weight = weight.contiguous()  # once, for the backward pass too
     stride, dilation = _ints("stride", stride, ndim), _ints("dilation", dilation, ndim)
     pads = _padding(padding, "conv_transpose", weight, stride, dilation)
     extra = _ints("output_padding", output_padding, ndim)
