@@ -432,8 +432,8 @@ def _cast(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> tuple[Any, 
 def _ints(name: str, value: Ints, ndim: int) -> tuple[int, ...]:
     if type(value) is int:
         return (value,) * ndim
-    if type(value) is tuple and len(value) == ndim:
-        return value  # the operator looks at what is in it
+    if type(value) is tuple and len(value) == ndim and all(type(item) is int for item in value):
+        return value  # the operator looks at how large they are
     return as_ints(name, value, ndim, 0)
 
 

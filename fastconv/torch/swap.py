@@ -1,5 +1,6 @@
 """Changing the layers of a model to fastconv's, in place, and back."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,8 @@ def replace(module: torch.nn.Module) -> Replacement:
     -----
     Changed are ``torch.nn.Conv1d``, ``Conv2d``, ``Conv3d`` and their ``ConvTranspose``, ``torchvision.ops.DeformConv2d``,
     and classes derived from these that compute the same, as parametrized layers do. Classes that compute something
-    of their own are left alone, as are lazy layers that have not seen an input.
+    of their own are left alone, as are lazy layers that have not seen an input. What knows only PyTorch's operators,
+    such as its export to ONNX, needs them back: ``undo()`` first.
 
     Examples
     --------
@@ -118,7 +120,5 @@ def _twin(original: type) -> type | None:
 
 def _twins() -> dict[type, type]:
     """Return our class for each of torch's, and of torchvision's if it is in use."""
-    import sys
-
     vision = sys.modules.get("torchvision.ops")
     return TWINS if vision is None else {**TWINS, vision.DeformConv2d: modules.DeformConv2d}
