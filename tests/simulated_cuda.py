@@ -21,8 +21,8 @@ from fastconv.backends.cuda import launch, tiles
 from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD
 
 # A simulated thread takes about a microsecond for each multiply-add and more for each position.
-FLOPS_MOST = 1200
-COUNT = 8
+FLOPS_MOST = 2000
+COUNT = 20
 DRAWN = 2000
 
 
@@ -57,12 +57,12 @@ def conv_transpose():
 
 
 def deform_conv():
-    check_kernels(DEFORM_CONV, 6)
+    check_kernels(DEFORM_CONV, 12)
 
 
 def gradients():
-    check_kernels(WEIGHT_GRAD, 6)
-    check_kernels(DEFORM_GRAD, 3)
+    check_kernels(WEIGHT_GRAD, 12)
+    check_kernels(DEFORM_GRAD, 6)
 
 
 def full_tiles():

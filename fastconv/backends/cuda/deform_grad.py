@@ -140,7 +140,7 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
         per_offset = groups * cg // offset_groups
 
         for i in range(thread, PIXELS, THREADS):
-            p = min(first_p + i, count - 1)
+            p = first_p + i if first_p + i < count else count - 1
             d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
             place(at, share, bad, i, words, sums, tap, d, h, w, offset, mask, form, image, piece, p)
         for r in range(RESULTS):
@@ -148,8 +148,8 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
                 found[lane_c, r, lane_p + i * PIXEL_LANES] = zero
 
         for group in range(piece * per_offset // cg, ((piece + 1) * per_offset - 1) // cg + 1):
-            begin = max(piece * per_offset - group * cg, 0)
-            end = min((piece + 1) * per_offset - group * cg, cg)
+            begin, end = piece * per_offset - group * cg, (piece + 1) * per_offset - group * cg
+            begin, end = begin if begin > 0 else 0, end if end < cg else cg
             for first_c in range(begin, end, CHANNELS):
                 for i in range(ROWS):
                     for j in range(COLUMNS):

@@ -91,7 +91,9 @@ def dense(
         count = sums[s, 1] * count_h * count_w
         taps = sums[s, 0] * sums[s, RECORD] * sums[s, 2 * RECORD]
         for i in range(thread, PIXELS, THREADS):
-            p = min(first_p + i, count - 1)  # beyond the last pixel the last again, which is not written
+            p = (
+                first_p + i if first_p + i < count else count - 1
+            )  # beyond the last pixel the last again, which is not written
             d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
             pixels[0, i], pixels[1, i], pixels[2, i] = d, h, w
             pixels[3, i] = (
@@ -110,8 +112,8 @@ def dense(
         near_p, near_o = np.uint32(lane_p), np.uint32(lane_o)
         per_offset = groups * cg // offset_groups
         for piece in range(group * cg // per_offset, ((group + 1) * cg - 1) // per_offset + 1):
-            begin = max(piece * per_offset - group * cg, 0)
-            end = min((piece + 1) * per_offset - group * cg, cg)
+            begin, end = piece * per_offset - group * cg, (piece + 1) * per_offset - group * cg
+            begin, end = begin if begin > 0 else 0, end if end < cg else cg
             step = DEPTH  # channels at a time; the taps at a time are DEPTH // step
             shift = 0
             while step // 2 >= end - begin and (2 << shift) <= TAPS:

@@ -60,7 +60,7 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
         taps_h, taps_w = sums[s, RECORD], sums[s, 2 * RECORD]
         taps = sums[s, 0] * taps_h * taps_w
         for i in range(thread, PIXELS, THREADS):
-            p = min(first_p + i, count - 1)
+            p = first_p + i if first_p + i < count else count - 1
             d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
             pixels[0, i], pixels[1, i], pixels[2, i] = d, h, w
             pixels[3, i] = (
@@ -96,11 +96,12 @@ def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | 
                         (o // og * kernel_taps + tap_at) * og + o % og
                     ]
             cuda.syncthreads()
+            here = TAPS if taps - first_tap > TAPS else taps - first_tap
             for j in range(COLUMNS):
                 o = first_o + lane_o + j * CHANNEL_LANES
                 if o < channels:
                     first = image * x_image + o // og * x_channel
-                    for t in range(min(TAPS, taps - first_tap)):
+                    for t in range(here):
                         for i in range(ROWS):
                             value = fetch(x, first, x_pixel, at, share, t * PIXELS + lane_p + i * PIXEL_LANES)
                             acc[i, j] += value * weights[t, lane_o + j * CHANNEL_LANES]

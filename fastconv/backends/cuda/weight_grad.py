@@ -82,15 +82,15 @@ def weight_grad(dtype: np.dtype, tile: Tile, corners: int, channels_last: bool) 
             for j in range(COLUMNS):
                 acc[i, j] = zero
         per_offset = groups * cg // offset_groups
-        last_c = min(first_c + INS, cg)
+        last_c = first_c + INS if first_c + INS < cg else cg
         for piece in range((group * cg + first_c) // per_offset, (group * cg + last_c - 1) // per_offset + 1):
-            begin = max(piece * per_offset - group * cg, first_c)
-            end = min((piece + 1) * per_offset - group * cg, last_c)
+            begin, end = piece * per_offset - group * cg, (piece + 1) * per_offset - group * cg
+            begin, end = begin if begin > first_c else first_c, end if end < last_c else last_c
             for slab in range(begin_slab, end_slab):
                 image, first_p = slab // slabs_each, slab % slabs_each * DEPTH
                 cuda.syncthreads()
                 for i in range(thread, DEPTH, THREADS):
-                    p = min(first_p + i, count - 1)
+                    p = first_p + i if first_p + i < count else count - 1
                     d, h, w = p // (count_h * count_w), p // count_w % count_h, p % count_w
                     whole = (
                         words[sums[s, 3] + d]
