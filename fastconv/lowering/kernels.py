@@ -101,8 +101,8 @@ def program_kernels(
         refuse, cost, lower = refuse_winograd(points), cost_winograd(points), lower_winograd(points)
         tolerance = 0.0 if points <= EXACT_POINTS else WINOGRAD_TOLERANCE
         table += [
-            kernel(f"{op}_winograd_{points}", (f"{op}2d",), refuse, cost, lower, tolerance)
-            for op in ("conv", "conv_transpose")
+            kernel(f"{op}_winograd_{points}", ops, refuse, cost, lower, tolerance)
+            for op, ops in (("conv", CONV), ("conv_transpose", CONV_TRANSPOSE))
         ]
     for op, ops in (("conv", CONV), ("conv_transpose", CONV_TRANSPOSE)):
         for layout in ("NCHW", "NHWC"):
@@ -152,7 +152,7 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         idle = (
             (1 + TILE_STEPS * problem.groups / c) * round_up(o // problem.groups, LANES) * problem.groups / o
         )
-        weights = points**2 * pairs * len(filtering.sums) * size
+        weights = points**filtering.rank * filtering.taps * pairs * len(filtering.sums) * size
         seconds = max(2 * products * pairs * idle / DENSE_FLOPS * size / 4, weights / CACHE_BYTES)
         seconds += products * (c + o) * size / TRANSFORM_BYTES
         if not problem.prepared:
