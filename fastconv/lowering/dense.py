@@ -67,7 +67,7 @@ def dense_flops(problem: Problem) -> float:
         return 0
     useful = 1.0
     if any(len(axis.sums) > 1 for axis in axes) and problem.variant == "conv":
-        useful = math.prod(axis.useful() for axis in axes)
+        useful = math.prod(axis.useful() for axis in axes_of(problem))
     return problem.flops * useful * min(tile_times(problem, axes, LANES, TILE, LANE_TILE))
 
 
@@ -90,7 +90,7 @@ def tile_times(
     c, o = p.in_channels // p.groups, p.out_channels // p.groups
     sums = sums_of(axes)
     pixels = max(math.prod(s.count for s in one) for one in sums)
-    taps = p.taps / len(sums)
+    taps = p.taps / (len(sums) if p.variant == "conv_transpose" else 1)
     vectors = -(-pixels // lanes)
     panels = -(-vectors // tile[1])
     as_rows = (vectors + 2 * panels) / 1.67 * lanes / pixels * (1 + 4.5 / o)

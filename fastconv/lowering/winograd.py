@@ -96,7 +96,9 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
     if not transposed and set(problem.stride) != {1}:
         return Refusal.STRIDED
     sizes = zip(problem.kernel_size, problem.stride, strict=True)
-    if not any(points - -(-kernel // stride) + 1 in OUTPUTS.get(-(-kernel // stride), ()) for kernel, stride in sizes):
+    if not any(
+        points - -(-kernel // stride) + 1 in OUTPUTS.get(-(-kernel // stride), ()) for kernel, stride in sizes
+    ):
         return Refusal.NO_SMALL_KERNEL
     axes = axes_of(problem)
     if any(axis.has_gaps or len({len(s.taps) for s in axis.sums}) != 1 for axis in axes):
@@ -105,11 +107,21 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
     if any(len(found) > 1 for found in steps):
         return Refusal.UNEVEN_TAPS
     taps = [len(axis.sums[0].taps) for axis in axes]
-    for rank, *places in ((2, 0, 1, 2), (2, 1, 0, 2), (2, 2, 0, 1), (1, 0, 1, 2), (1, 1, 0, 2), (1, 0, 2, 1), (1, 1, 2, 0)):
+    for rank, *places in (
+        (2, 0, 1, 2),
+        (2, 1, 0, 2),
+        (2, 2, 0, 1),
+        (1, 0, 1, 2),
+        (1, 1, 0, 2),
+        (1, 0, 2, 1),
+        (1, 1, 2, 0),
+    ):
         first, second, kernel = (taps[place] for place in places)
         if points - kernel + 1 in OUTPUTS.get(kernel, ()) and second == (kernel if rank == 2 else 1):
             o, h, w = (axes[place] for place in places)
-            return Filtering(problem, (o, h, w), tuple(places), rank, kernel, tuple(steps[p].copy().pop() for p in places))
+            return Filtering(
+                problem, (o, h, w), tuple(places), rank, kernel, tuple(steps[p].copy().pop() for p in places)
+            )
     return Refusal.NO_SMALL_KERNEL
 
 
@@ -193,7 +205,9 @@ class WinogradPlan:
         self.y_steps = self.by_role(output_strides(p)[2:])
         # Channels first, pixels that lie far apart would be written one by one.
         far = filtering.places[2] != 2 or filtering.steps[2] >= SPREAD_PHASES
-        self.spread = p.layout == "NCHW" and (filtering.steps[2] >= SPREAD_PHASES or (far and filtering.rank == 1))
+        self.spread = p.layout == "NCHW" and (
+            filtering.steps[2] >= SPREAD_PHASES or (far and filtering.rank == 1)
+        )
         self.tiles = [self.tiles_of(*sums) for sums in filtering.sums]
         # One vector more: rows of a matrix a multiple of 4 kB apart would share cache sets.
         self.v_row = round_up(self.c, b.lanes) + b.lanes
