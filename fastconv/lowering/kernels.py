@@ -42,7 +42,7 @@ MEMORY_BYTES = 10e9
 OVERHEAD = 2e-6
 
 # The same for dense and Winograd kernels, fitted to what each of them took on 80 layers, called and planned, in both
-# layouts: the choice loses 0.8 % of the time on average against the best one, and 27 % at worst.
+# layouts: the choice loses 0.7 % of the time on average against the best one, and 27 % at worst.
 DENSE_FLOPS = 120e9
 DENSE_OVERHEAD = 0.8e-6
 DENSE_STEPS = 5.2
@@ -52,7 +52,7 @@ WINOGRAD_OVERHEAD = 1.4e-6
 WINOGRAD_STEPS = 3.5
 OVERLAP = 0.31  # of the products and of streaming their weights, what the shorter adds to the longer
 STREAM_BYTES = 41e9
-TRANSFORM_BYTES = 14e9
+TRANSFORM_BYTES = 13.5e9
 WEIGHT_BYTES = 65e9
 ARRAY_BYTES = 35e9
 CACHE = 8e6  # weights beyond it are written and read again at

@@ -116,7 +116,7 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
         (1, 0, 2, 1),
         (1, 1, 2, 0),
     ):
-        first, second, kernel = (taps[place] for place in places)
+        _, second, kernel = (taps[place] for place in places)
         if points - kernel + 1 in OUTPUTS.get(kernel, ()) and second == (kernel if rank == 2 else 1):
             o, h, w = (axes[place] for place in places)
             return Filtering(
