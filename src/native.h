@@ -39,6 +39,7 @@
         d = SHUFFLE(ab1, cd1, 2, 3, 6, 7);                                                                             \
     } while (0)
 
+#define CACHE_LINE 64
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
