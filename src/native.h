@@ -40,6 +40,7 @@
     } while (0)
 
 #define CACHE_LINE 64
+#define BEYOND_CACHE (1 << 20) /* weights that no L2 holds */
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
