@@ -318,7 +318,7 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
         const grad_block_words *block = blocks + task % a->block_count;
         int64_t band = task / a->block_count % a->bands, image = task / a->block_count / a->bands;
         int64_t band_begin = band * a->band, band_end = plane - band_begin < a->band ? plane : band_begin + a->band;
-        int64_t channels = block->channels, columns, low, high;
+        int64_t channels = block->channels, columns, low = 0, high = slow_size + 2;
         int64_t first = a->first_image + image == 0 && band == 0, last = a->first_image + image + 1 == a->batch && band + 1 == a->bands;
         int64_t *progress = (int64_t *)a->progress + task * PROGRESS_STEP, *before = progress - a->block_count * PROGRESS_STEP;
         int64_t follows = task >= a->block_count, add_points = block->shared;
