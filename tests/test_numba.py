@@ -54,10 +54,11 @@ def test_tiles_are_those_of_the_compiled_backend(engines):
 
 def test_frames_have_room_for_what_the_lowering_plans():
     from fastconv import _native
-    from fastconv.backends.numba import depthwise, tile, winograd
+    from fastconv.backends.numba import deform_grad, depthwise, tile, winograd
 
     own = {"k_block": tile.MAX_K_BLOCK, "pixel_block": tile.MAX_PIXEL_BLOCK}
     own |= {"leaving_tiles": winograd.LEAVING_TILES}
+    own |= {"progress_step": deform_grad.PROGRESS_STEP}
     own |= {"strip": depthwise.STRIP, "pixels": depthwise.PIXELS}
     assert own == _native.limits()
 
