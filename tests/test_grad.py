@@ -353,9 +353,7 @@ class TestDeformable:
     def test_only_what_is_asked_for(self, layout, backend):
         arrays = deformable(np.random.default_rng(9), 34, 4, (12, 14), (2, 2), 2, 1)
         if layout == "NHWC":
-            arrays |= {
-                name: np.moveaxis(array, 1, -1) for name, array in arrays.items() if name != "weight"
-            }
+            arrays |= {name: np.moveaxis(array, 1, -1) for name, array in arrays.items() if name != "weight"}
         names = ("input", "offset", "weight", "bias", "mask")
         whole = call("deform_conv2d", arrays, {"layout": layout}, backend="numpy")
         for bits in range(1, 2 ** len(names)):

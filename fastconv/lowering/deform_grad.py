@@ -132,7 +132,9 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
     )
     b.stage("deform_grad", bands * blocks, words, in_turn=True)
     work_ns = (2 * p.flops / max(p.batch, 1) + 4 * pixels * p.taps * p.in_channels * corners) / GFLOPS
-    return SampleGradients(b.finish(work_ns, f"{tile} points, {tile_rows} rows x {tile_vectors * lanes} columns"))
+    return SampleGradients(
+        b.finish(work_ns, f"{tile} points, {tile_rows} rows x {tile_vectors * lanes} columns")
+    )
 
 
 def odd_vectors(elements: int, lanes: int) -> int:

@@ -120,7 +120,9 @@ def program_kernels(
     ):
         table.append(kernel(name, WEIGHT_GRAD, lambda problem: None, cost, lower))
     table.append(
-        kernel("deform_conv_grad_tile", DEFORM_GRAD, lambda problem: None, cost_deform_grad, lower_deform_grad)
+        kernel(
+            "deform_conv_grad_tile", DEFORM_GRAD, lambda problem: None, cost_deform_grad, lower_deform_grad
+        )
     )
     return tuple(table)
 

@@ -35,7 +35,6 @@ from .simd import (
     ir,
     lanes,
     ll_vector,
-    load,
     reals,
     records,
     select,
@@ -136,8 +135,8 @@ def emit_dots(builder, to, step, sums):
         low = [emit_shuffle(builder, p, q, [0, 4, 1, 5]) for p, q in ((a, b), (c, d))]
         high = [emit_shuffle(builder, p, q, [2, 6, 3, 7]) for p, q in ((a, b), (c, d))]
         columns = [
-            emit_shuffle(builder, *pair, chosen)
-            for pair in (low, high)
+            emit_shuffle(builder, p, q, chosen)
+            for p, q in (low, high)
             for chosen in ([0, 1, 4, 5], [2, 3, 6, 7])
         ]
         total = builder.fadd(builder.fadd(*columns[:2]), builder.fadd(*columns[2:]))
@@ -158,7 +157,9 @@ def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channel
     """
     kind, count = source, corners.literal_value
 
-    def emit(builder, column, source, image, deltas, pulls, weight, mask, dots, step, channels, scatter, columns, _):
+    def emit(
+        builder, column, source, image, deltas, pulls, weight, mask, dots, step, channels, scatter, columns, _
+    ):
         vector = ll_vector(kind)
         shares = [
             emit_splat(builder, vector, emit_get(builder, weight, builder.mul(step, WORD(corner))))
@@ -202,7 +203,9 @@ def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channel
         emit_dots(builder, dots, step, sums)
 
     flags = (word, word, corners)
-    return void(column, source, image, INTEGERS, pulls, weight, source.element, dots, word, word, *flags), emit
+    return void(
+        column, source, image, INTEGERS, pulls, weight, source.element, dots, word, word, *flags
+    ), emit
 
 
 @helper
