@@ -102,84 +102,38 @@ INLINE FN(quad) FN(fold)(vec v)
 #endif
 }
 
-INLINE void FN(store_dots)(const int ndim, real *to, int64_t step, const vec *dot)
-{
-    typedef FN(quad) quad;
-    for (int i = 0; i < DOTS_OF(ndim); i += 4) {
-        quad p = FN(fold)(dot[i]), q = FN(fold)(dot[i + 1]);
-        quad r = ndim > 1 ? FN(fold)(dot[i + 2]) : (quad){0}, t = ndim > 1 ? FN(fold)(dot[i + 3]) : (quad){0};
-        TRANSPOSE_QUADS(quad, p, q, r, t);
-        quad sum = p + q + (r + t);
-        UNROLL(4)
-        for (int j = 0; j < 4; j++)
-            to[(i + j) * step] = sum[j];
-    }
-}
+#define piece vec
+#define PIECE_FMA(a, b, c) FN(fma)(a, b, c)
+#define QUAD_OF(v) FN(fold)(v)
+#define PULL pull_vectors
+#include "deform_pull.h"
+#define NARROW_FMA(a, b, c) ((a) * (b) + (c))
+#if VEC_BYTES == 64 && IS_FLOAT
+typedef real FN(oct) __attribute__((vector_size(8 * sizeof(real))));
+#define piece FN(oct)
+#define PIECE_FMA NARROW_FMA
+#define QUAD_OF(v) (SHUFFLE(v, v, 0, 1, 2, 3) + SHUFFLE(v, v, 4, 5, 6, 7))
+#define PULL pull_octs
+#include "deform_pull.h"
+#endif
+#define piece FN(quad)
+#define PIECE_FMA NARROW_FMA
+#define QUAD_OF(v) (v)
+#define PULL pull_quads
+#include "deform_pull.h"
+#undef NARROW_FMA
 
-/* The pass over points and channels. `inside` leaves only a block's own channels in its last vector: those behind them
- * belong to the next pixel. */
 INLINE void FN(deform_pull)(const deform_grad_words *a, const deform_words *f, const int ndim, FN(deform_grad_work) s, const real *x,
                             int64_t channels, int64_t tap, int64_t taps, int64_t pixels)
 {
-    const int corners = 1 << ndim, scatter = a->gx != 0, columns = a->gw != 0;
-    int64_t tile = f->tile, row = a->row, delta[8], whole = channels / LANES * LANES;
-    ivec lane;
-    UNROLL(16)
-    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
-        lane[i] = i;
-    ivec inside = lane < (int_of_real)(channels - whole);
-    for (int corner = 0; corner < corners; corner++)
-        delta[corner] = ((corner >> 2 & 1) * f->line_d + (corner >> 1 & 1) * f->line_h + (corner & 1)) * f->width;
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t t = 0; t < taps; t++) {
-            int64_t base = s.at.base[(tap + t) * tile + p] * f->width;
-            const real *from = x + base, *pull = s.pulls + p * row + t * channels;
-            const real *weight = s.at.weight + (tap + t) * corners * tile + p;
-            real *to = s.image + base, *column = s.at.columns + p * row + t * channels;
-            vec w[8], dot[8], mask = FN(splat)(s.at.mask[(tap + t) * tile + p]);
-            UNROLL(8)
-            for (int corner = 0; corner < corners; corner++) {
-                w[corner] = FN(splat)(weight[corner * tile]);
-                dot[corner] = (vec){0};
-            }
-            for (int64_t c = 0; c < whole; c += LANES) {
-                vec g = FN(load)(pull + c), moved = g * mask, value = {0};
-                UNROLL(8)
-                for (int corner = 0; corner < corners; corner++) {
-                    vec v = FN(load)(from + delta[corner] + c);
-                    dot[corner] = FN(fma)(g, v, dot[corner]);
-                    value = corner ? FN(fma)(w[corner], v, value) : w[0] * v;
-                }
-                if (scatter) {
-                    UNROLL(8)
-                    for (int corner = 0; corner < corners; corner++) {
-                        real *q = to + delta[corner] + c;
-                        FN(store)(q, FN(fma)(w[corner], moved, FN(load)(q)));
-                    }
-                }
-                if (columns)
-                    FN(store)(column + c, value * mask);
-            }
-            if (whole < channels) {
-                vec g = (vec)((ivec)FN(load)(pull + whole) & inside), moved = g * mask, value = {0};
-                UNROLL(8)
-                for (int corner = 0; corner < corners; corner++) {
-                    vec v = (vec)((ivec)FN(load)(from + delta[corner] + whole) & inside);
-                    dot[corner] = FN(fma)(g, v, dot[corner]);
-                    value = corner ? FN(fma)(w[corner], v, value) : w[0] * v;
-                }
-                if (scatter) {
-                    UNROLL(8)
-                    for (int corner = 0; corner < corners; corner++) {
-                        real *q = to + delta[corner] + whole;
-                        FN(store)(q, FN(load)(q) + (vec)((ivec)(w[corner] * moved) & inside));
-                    }
-                }
-                if (columns)
-                    FN(store)(column + whole, value * mask);
-            }
-            FN(store_dots)(ndim, s.dots + t * DOTS_OF(ndim) * tile + p, tile, dot);
-        }
+    if (f->width % LANES == 0)
+        FN(pull_vectors)(a, f, ndim, s, x, channels, tap, taps, pixels);
+#if VEC_BYTES == 64 && IS_FLOAT
+    else if (f->width % 8 == 0)
+        FN(pull_octs)(a, f, ndim, s, x, channels, tap, taps, pixels);
+#endif
+    else
+        FN(pull_quads)(a, f, ndim, s, x, channels, tap, taps, pixels);
 }
 
 /* Gradients of the offsets and the mask of one tap from its dots: those of corners, weighted by slopes or shares. NaN
@@ -284,11 +238,23 @@ static void FN(leave_image)(const deform_grad_words *a, const deform_words *f, F
             }
 }
 
-/* Weights of a block of channels at some taps, as rows of (tap, channel). */
+/* Weights of a block of channels at some taps, as rows of (tap, channel), or of (channel, tap) as they are. */
 static void FN(enter_weights)(const deform_grad_words *a, const real *w, int64_t channels, int64_t kernel_taps, int64_t taps, real *weights)
 {
     for (int64_t o = 0; o < a->channels; o++)
-        FN(transpose)(weights + o * a->row, channels, w + o * a->w_row, kernel_taps, channels, taps);
+        if (a->as_given)
+            FN(copy)(weights + o * a->row, w + o * a->w_row, channels * taps);
+        else
+            FN(transpose)(weights + o * a->row, channels, w + o * a->w_row, kernel_taps, channels, taps);
+}
+
+/* Rows of [a][b] become rows of [b][a]. */
+static void FN(turn_rows)(const deform_grad_words *a, FN(deform_grad_work) s, real *rows, int64_t count, int64_t first, int64_t second)
+{
+    for (int64_t p = 0; p < count; p++, rows += a->row) {
+        FN(transpose)(s.turned, first, rows, second, first, second);
+        FN(copy)(rows, s.turned, first * second);
+    }
 }
 
 /* The sums of a task go to those of the tasks before (`kept`) or, with them, to the gradient of the weights. */
@@ -305,7 +271,10 @@ static void FN(leave_weights)(const deform_grad_words *a, real *sums, int64_t ch
     if (!first)
         FN(add_to)(sums, kept, a->channels * a->row);
     for (int64_t o = 0; o < a->channels; o++)
-        FN(transpose)(gw + o * a->w_row, kernel_taps, sums + o * a->row, channels, taps, channels);
+        if (a->as_given)
+            FN(copy)(gw + o * a->w_row, sums + o * a->row, channels * taps);
+        else
+            FN(transpose)(gw + o * a->w_row, kernel_taps, sums + o * a->row, channels, taps, channels);
 }
 
 static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
@@ -352,6 +321,8 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                 }
                 if (pulled) {
                     FN(multiply_columns)(a, pixels, columns, a->channels, gy + at * a->gy_row, a->gy_row, 1, s.weights, s.pulls, 0);
+                    if (a->as_given)
+                        FN(turn_rows)(a, s, s.pulls, pixels, channels, some);
                     if (f->ndim == 2)
                         FN(deform_pull)(a, f, 2, s, x, channels, t, some, pixels);
                     else if (f->ndim == 1)
@@ -381,6 +352,8 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                     }
                     tell_progress(progress, step);
                 }
+                if (a->gw && a->as_given)
+                    FN(turn_rows)(a, s, s.at.columns, pixels, some, channels);
                 if (a->gw)
                     FN(multiply_columns)(a, a->channels, columns, pixels, gy + at * a->gy_row, 1, a->gy_row, s.at.columns, s.sums, at > band_begin);
             }

@@ -155,6 +155,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(blocks) W(block_count)   /* records of GRAD_BLOCK_WORDS */                                                       \
     W(band) W(bands)           /* pixels of a band */                                                                  \
     W(tap_block) W(row)        /* taps taken together; elements from a pixel's columns to the next's */                \
+    W(as_given)                /* products are in the order of the weights, (channel, tap), not (tap, channel) */      \
     W(tile_rows) W(tile_vectors) W(k_block)                                                                            \
     W(turned) W(turned_pixels) /* room to turn so many pixels of the image's gradient */
 

@@ -77,12 +77,14 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
     progress = _add_progress(b, bands * blocks)
     kept = outputs * row * blocks * -(-p.taps // tap_block) if p.batch * bands > 1 else 0
     int64s = 8 // b.itemsize
-    turned = TURNED_PIXELS + lanes
+    # Either the weights are turned for each band, or what is multiplied with them for each pixel.
+    as_given = tap_block == p.taps and band < outputs
+    turned = max((TURNED_PIXELS + lanes) * bordered.width, p.taps * bordered.most_channels * as_given)
     work = (
         p.taps * tile * (int64s + corners + 1 + 3)
         + 8 * tile
         + tile * tap_block * max(corners, 4)
-        + turned * bordered.width
+        + turned
         + 2 * (tile + outputs) * row
         + 4 * lanes
         + bordered.image.size
@@ -124,10 +126,11 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
         bands=bands,
         tap_block=tap_block,
         row=row,
+        as_given=int(as_given),
         tile_rows=tile_rows,
         tile_vectors=tile_vectors,
         k_block=K_BLOCK,
-        turned=turned * bordered.width,
+        turned=turned,
         turned_pixels=TURNED_PIXELS,
     )
     b.stage("deform_grad", bands * blocks, words, in_turn=True)

@@ -35,6 +35,7 @@ from .simd import (
     ir,
     lanes,
     ll_vector,
+    narrow,
     reals,
     records,
     select,
@@ -153,7 +154,7 @@ def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channel
     dots[corner * step] = sum over c of pulls[c] * source[deltas[corner] + c]
     image[deltas[corner] + c] += weight[corner * step] * mask * pulls[c]
 
-    Behind a block's own channels in their last vector are those of the next pixel, which are left out.
+    Behind a block's own channels in their last vector, the image is zero and pulls are another tap's.
     """
     kind, count = source, corners.literal_value
 
@@ -168,39 +169,29 @@ def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channel
         delta = [emit_get(builder, deltas, corner) for corner in range(count)]
         factor = emit_splat(builder, vector, mask)
         (zero,) = zeros(kind, 1)
-        vectors, rest = builder.udiv(channels, WORD(kind.lanes)), builder.urem(channels, WORD(kind.lanes))
-        inside = emit_first(builder, kind, rest)
         scatters, samples = (builder.icmp_signed("!=", flag, WORD(0)) for flag in (scatter, columns))
+        vectors = builder.udiv(builder.add(channels, WORD(kind.lanes - 1)), WORD(kind.lanes))
 
-        def step_of(masked):
-            def keep(value):
-                return builder.select(inside, value, zero) if masked else value
+        def one(v, sums):
+            c = builder.mul(v, WORD(kind.lanes))
+            own = emit_first(builder, kind, builder.sub(channels, c))
+            g = builder.select(own, emit_load(builder, kind, pulls, c), zero)
+            places = [builder.add(c, d) for d in delta]
+            values = [emit_load(builder, kind, source, place) for place in places]
+            sums = [emit_fma(builder, g, value, total) for value, total in zip(values, sums, strict=True)]
+            with builder.if_then(scatters):
+                moved = builder.fmul(g, factor)
+                for share, place in zip(shares, places, strict=True):
+                    total = emit_fma(builder, share, moved, emit_load(builder, kind, image, place))
+                    emit_store(builder, kind, emit_at(builder, image, place), total)
+            with builder.if_then(samples):
+                total = builder.fmul(shares[0], values[0])
+                for share, value in zip(shares[1:], values[1:], strict=True):
+                    total = emit_fma(builder, share, value, total)
+                emit_store(builder, kind, emit_at(builder, column, c), builder.fmul(total, factor))
+            return sums
 
-            def round_(v, sums):
-                c = builder.mul(builder.add(v, vectors) if masked else v, WORD(kind.lanes))
-                g = keep(emit_load(builder, kind, pulls, c))
-                places = [builder.add(c, d) for d in delta]
-                values = [keep(emit_load(builder, kind, source, place)) for place in places]
-                sums = [emit_fma(builder, g, value, total) for value, total in zip(values, sums, strict=True)]
-                with builder.if_then(scatters):
-                    moved = builder.fmul(g, factor)
-                    for share, place in zip(shares, places, strict=True):
-                        given = keep(builder.fmul(share, moved))
-                        was = emit_load(builder, kind, image, place)
-                        emit_store(builder, kind, emit_at(builder, image, place), builder.fadd(was, given))
-                with builder.if_then(samples):
-                    total = builder.fmul(shares[0], values[0])
-                    for share, value in zip(shares[1:], values[1:], strict=True):
-                        total = emit_fma(builder, share, value, total)
-                    emit_store(builder, kind, emit_at(builder, column, c), builder.fmul(total, factor))
-                return sums
-
-            return round_
-
-        sums = emit_loop(builder, vectors, zeros(kind, count), step_of(False))
-        left = builder.zext(builder.icmp_signed(">", rest, WORD(0)), WORD)
-        sums = emit_loop(builder, left, sums, step_of(True))
-        emit_dots(builder, dots, step, sums)
+        emit_dots(builder, dots, step, emit_loop(builder, vectors, zeros(kind, count), one))
 
     flags = (word, word, corners)
     return void(
@@ -209,8 +200,12 @@ def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channel
 
 
 @helper
-def deform_pull(a, f, work, x, channels, tap, taps, pixels):
-    """The pass over points and channels."""
+def pull_points(a, f, work, x, image, channels, tap, taps, pixels):
+    """The pass over points and channels, in vectors of the width that `x` and `image` have.
+
+    They never reach into the next pixel: what is added there would overlap what the next corner reads, and
+    reading what part of a vector has just been written takes longer than all the rest.
+    """
     delta = stack_integers(CORNERS)
     points = work.points
     for corner in range(1 << f.ndim):
@@ -221,14 +216,24 @@ def deform_pull(a, f, work, x, channels, tap, taps, pixels):
             first, column = points.base[at] * f.width, p * a.row + t * channels
             weight, mask = points.weight + (((tap + t) << f.ndim) * f.tile + p), points.mask[at]
             dots = work.dots + (t * dots_of(f.ndim) * f.tile + p)
-            to, source, image = points.columns + column, x + first, work.image + first
-            pulls = work.pulls + column
+            to, pulls = points.columns + column, work.pulls + column
+            source, give = x + first, image + first
             if f.ndim == 2:
-                pull(to, source, image, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 4)
+                pull(to, source, give, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 4)
             elif f.ndim == 1:
-                pull(to, source, image, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 2)
+                pull(to, source, give, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 2)
             else:
-                pull(to, source, image, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 8)
+                pull(to, source, give, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 8)
+
+
+@helper
+def deform_pull(a, f, work, x, channels, tap, taps, pixels):
+    if f.width % lanes(x) == 0:
+        pull_points(a, f, work, x, work.image, channels, tap, taps, pixels)
+    elif f.width % 8 == 0:
+        pull_points(a, f, work, narrow(x, 8), narrow(work.image, 8), channels, tap, taps, pixels)
+    else:
+        pull_points(a, f, work, narrow(x, 4), narrow(work.image, 4), channels, tap, taps, pixels)
 
 
 @helper
@@ -330,9 +335,21 @@ def leave_image(a, f, work, channels, low, high, gx, add):
 
 @helper
 def enter_weights(a, w, channels, kernel_taps, taps, weights):
-    """Weights of a block of channels at some taps, as rows of (tap, channel)."""
+    """Weights of a block of channels at some taps, as rows of (tap, channel), or of (channel, tap) as they are."""
     for o in range(a.channels):
-        transpose(weights + o * a.row, channels, w + o * a.w_row, kernel_taps, channels, taps)
+        if a.as_given:
+            copy(weights + o * a.row, w + o * a.w_row, channels * taps)
+        else:
+            transpose(weights + o * a.row, channels, w + o * a.w_row, kernel_taps, channels, taps)
+
+
+@helper
+def turn_rows(a, work, rows, count, first, second):
+    """Rows of [first][second] become rows of [second][first]."""
+    for p in range(count):
+        row = rows + p * a.row
+        transpose(work.turned, first, row, second, first, second)
+        copy(row, work.turned, first * second)
 
 
 @helper
@@ -347,7 +364,10 @@ def leave_weights(a, sums, channels, kernel_taps, taps, kept, first, last, gw):
     if not first:
         add_to(sums, kept, a.channels * a.row)
     for o in range(a.channels):
-        transpose(gw + o * a.w_row, kernel_taps, sums + o * a.row, channels, taps, channels)
+        if a.as_given:
+            copy(gw + o * a.w_row, sums + o * a.row, channels * taps)
+        else:
+            transpose(gw + o * a.w_row, kernel_taps, sums + o * a.row, channels, taps, channels)
 
 
 def deform_grad(a, begin, end, thread):
@@ -407,6 +427,8 @@ def deform_grad(a, begin, end, thread):
                     multiply_columns(
                         a, tiles, pixels, columns, a.channels, gy_at, a.gy_row, 1, work.weights, work.pulls, False
                     )  # fmt: skip
+                    if a.as_given:
+                        turn_rows(a, work, work.pulls, pixels, channels, some)
                     deform_pull(a, f, work, x, channels, t, some, pixels)
                 else:
                     deform_sample(f, work.points, x, channels, t, some, pixels, a.row)
@@ -420,6 +442,8 @@ def deform_grad(a, begin, end, thread):
                         point_grads(a, f, work, t + i, dots, pixels, plane, to, to_mask, block.shared != 0)
                     tell_progress(progress, step)
                 if a.gw:
+                    if a.as_given:
+                        turn_rows(a, work, work.points.columns, pixels, some, channels)
                     multiply_columns(
                         a, tiles, a.channels, columns, pixels, gy_at, 1, a.gy_row, work.points.columns, work.sums,
                         at > band_begin,
