@@ -9,8 +9,8 @@
  *
  * The image's gradient and the weights' are summed in the thread's own scratch, and added to those of the bands before in
  * the order of the bands; those of offsets and mask are added tile by tile in the order of the channel blocks. Tasks take
- * turns for that (turns.h). With two dozen threads and few channels there is still a band for each, and what a thread
- * needs does not depend on the kernel: taps are taken some at a time.
+ * turns for that (turns.h). So there are bands for many threads where channels are few, and the sums take no memory but the
+ * threads'. Taps are taken some at a time: columns, too, do not grow with the kernel.
  */
 
 #if IS_FLOAT
@@ -59,16 +59,16 @@ INLINE FN(deform_grad_work) FN(deform_grad_scratch)(const deform_grad_words *a, 
     return s;
 }
 
-/* c[r][j] (+)= sum_k a[r * a_row + k * a_k] * b[k][j], j < columns; rows of b and c are those of the columns. */
+/* c[r][j] (+)= sum_k x[r * x_row + k * x_k] * b[k][j], j < columns. */
 static void FN(multiply_columns)(const deform_grad_words *a, int64_t rows, int64_t columns, int64_t count, const real *x, int64_t x_row,
-                                 int64_t x_k, const real *b, real *c, int64_t add)
+                                 int64_t x_k, const real *b, int64_t b_row, real *c, int64_t c_row, int64_t add)
 {
     int64_t x_offsets[MAX_K_BLOCK], b_offsets[MAX_K_BLOCK];
-    int64_t vectors = (columns + LANES - 1) / LANES, panels = (vectors + a->tile_vectors - 1) / a->tile_vectors;
-    int64_t parts = (rows + a->tile_rows - 1) / a->tile_rows;
+    int64_t vectors = (columns + LANES - 1) / LANES, panels = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
+    int64_t parts = (rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t k = 0; k < a->k_block && k < count; k++) {
         x_offsets[k] = k * x_k;
-        b_offsets[k] = k * a->row;
+        b_offsets[k] = k * b_row;
     }
     for (int64_t k = 0; k < count; k += a->k_block, add = 1) {
         int64_t some = count - k < a->k_block ? count - k : a->k_block;
@@ -76,11 +76,11 @@ static void FN(multiply_columns)(const deform_grad_words *a, int64_t rows, int64
             int64_t from = vectors * p / panels, nv = vectors * (p + 1) / panels - from;
             for (int64_t i = 0; i < parts; i++) {
                 int64_t first = rows * i / parts, height = rows * (i + 1) / parts - first;
-                const real *row[TILE_ROWS > LANE_ROWS ? TILE_ROWS : LANE_ROWS];
+                const real *row[TILE_ROWS];
                 for (int64_t r = 0; r < height; r++)
                     row[r] = x + (first + r) * x_row + k * x_k;
-                FN(tiles)[height][nv](some, row, x_offsets, b + k * a->row + from * LANES, b_offsets,
-                                      c + first * a->row + from * LANES, a->row, add);
+                FN(tiles)[height][nv](some, row, x_offsets, b + k * b_row + from * LANES, b_offsets,
+                                      c + first * c_row + from * LANES, c_row, add);
             }
         }
     }
@@ -310,7 +310,11 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
         for (int64_t t = 0, step = 0; t < taps; t += a->tap_block) {
             int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block;
             columns = some * channels;
-            if (pulled)
+            /* Whole vectors as given are read, and a band that is all there is written, in place. */
+            int64_t in_place = a->as_given && columns % LANES == 0, out_in_place = in_place && first && last && band_end - band_begin <= tile;
+            const real *weights = in_place ? w + t : s.weights;
+            real *sums = out_in_place ? (real *)a->gw + block->w + t : s.sums;
+            if (pulled && !in_place)
                 FN(enter_weights)(a, w + t, channels, taps, some, s.weights);
             for (int64_t at = band_begin; at < band_end; at += tile) {
                 int64_t pixels = band_end - at < tile ? band_end - at : tile;
@@ -320,7 +324,7 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                     FN(deform_points)(f, s.at, offset + i * f->ndim * plane + at, plane, mask ? mask + i * plane + at : 0, i, pixels, 1);
                 }
                 if (pulled) {
-                    FN(multiply_columns)(a, pixels, columns, a->channels, gy + at * a->gy_row, a->gy_row, 1, s.weights, s.pulls, 0);
+                    FN(multiply_columns)(a, pixels, columns, a->channels, gy + at * a->gy_row, a->gy_row, 1, weights, in_place ? a->w_row : a->row, s.pulls, a->row, 0);
                     if (a->as_given)
                         FN(turn_rows)(a, s, s.pulls, pixels, channels, some);
                     if (f->ndim == 2)
@@ -355,10 +359,10 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                 if (a->gw && a->as_given)
                     FN(turn_rows)(a, s, s.at.columns, pixels, some, channels);
                 if (a->gw)
-                    FN(multiply_columns)(a, a->channels, columns, pixels, gy + at * a->gy_row, 1, a->gy_row, s.at.columns, s.sums, at > band_begin);
+                    FN(multiply_columns)(a, a->channels, columns, pixels, gy + at * a->gy_row, 1, a->gy_row, s.at.columns, a->row, sums, out_in_place ? a->w_row : a->row, at > band_begin);
             }
             step = (t / a->tap_block + 1) * band_steps;
-            if (a->gw) {
+            if (a->gw && !out_in_place) {
                 if (follows)
                     await_progress(before, step);
                 FN(leave_weights)(a, s.sums, channels, taps, some,

@@ -156,7 +156,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(band) W(bands)           /* pixels of a band */                                                                  \
     W(tap_block) W(row)        /* taps taken together; elements from a pixel's columns to the next's */                \
     W(as_given)                /* products are in the order of the weights, (channel, tap), not (tap, channel) */      \
-    W(tile_rows) W(tile_vectors) W(k_block)                                                                            \
+    W(k_block)                                                                                                         \
     W(turned) W(turned_pixels) /* room to turn so many pixels of the image's gradient */
 
 /* Input channels that share a weight group and an offset group; `shared`: the block before has the same offset group. */

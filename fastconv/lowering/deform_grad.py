@@ -70,7 +70,7 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
     parts = -(-p.taps * bordered.most_channels // MOST_COLUMNS)
     tap_block = -(-p.taps // min(parts, p.taps))
     row = odd_vectors(tap_block * bordered.most_channels, lanes)
-    tile_rows, tile_vectors = _tile(engines, -(-tap_block * bordered.most_channels // lanes))
+    tile_rows, tile_vectors = engines.tile
 
     x = bordered.add(b)
     gy = add_channels_last(b, "output", [0, p.out_channels], gy_row, pixels * gy_row, lanes)
@@ -127,8 +127,6 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
         tap_block=tap_block,
         row=row,
         as_given=int(as_given),
-        tile_rows=tile_rows,
-        tile_vectors=tile_vectors,
         k_block=K_BLOCK,
         turned=turned,
         turned_pixels=TURNED_PIXELS,
@@ -143,15 +141,6 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
 def odd_vectors(elements: int, lanes: int) -> int:
     """Round up to an odd number of vectors: rows a power of two apart would all fall into the same cache sets."""
     return (-(-elements // lanes) | 1) * lanes
-
-
-def _tile(engines: Engines, vectors: int) -> tuple[int, int]:
-    """Return the register tile, (rows, vectors), that takes so many vectors in fewer steps."""
-
-    def steps(tile: tuple[int, int]) -> float:
-        return -(-vectors // tile[1]) / tile[0]
-
-    return min(engines.tile, engines.lane_tile, key=steps)
 
 
 def _records(p: Problem, bordered: Bordered) -> list[dict[str, int]]:

@@ -77,7 +77,7 @@ _GRAD_ROW = "x offset step count tap tap_step"
 _DEFORM_GRAD = (
     "geometry x gy w offset mask gx goffset gw gmask progress kept work work_stride images first_image batch "
     "x_image gy_image gy_row mask_image gx_image gx_channel gx_d gx_h gx_w w_row channels blocks block_count "
-    "band bands tap_block row as_given tile_rows tile_vectors k_block turned turned_pixels"
+    "band bands tap_block row as_given k_block turned turned_pixels"
 )
 _GRAD_BLOCK = "x channel channels group offset_group shared w"
 _GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"

@@ -48,12 +48,13 @@ from .simd import (
     word,
     zeros,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_tiles, lane_vectors, pixel_tiles, tile
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, pixel_tiles, tile, tile_rows, tile_vectors
 from .turns import await_progress, tell_progress
 
 # Words from the progress of a task to that of the next.
 PROGRESS_STEP = 8
 LEAST_DOTS = 4
+OCT, QUAD = 8, 4
 
 # The scratch of a thread:
 #   points                       of a tile
@@ -90,15 +91,18 @@ def deform_grad_scratch(a, f, thread):
 
 
 @helper
-def multiply_columns(a, tiles, rows, columns, count, x, x_row, x_k, b, c, add):
-    """c[r][j] (+)= sum_k x[r * x_row + k * x_k] * b[k][j], j < columns; rows of b and c are those of the columns."""
+def multiply_columns(a, tiles, rows, columns, count, x, x_row, x_k, b, b_row, c, c_row, add):
+    """c[r][j] (+)= sum_k x[r * x_row + k * x_k] * b[k][j], j < columns."""
     x_offsets, b_offsets = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
     row = stack_integers(MAX_TILE_ROWS)
     vectors = (columns + lanes(a) - 1) // lanes(a)
-    panels, parts = (vectors + a.tile_vectors - 1) // a.tile_vectors, (rows + a.tile_rows - 1) // a.tile_rows
+    panels, parts = (
+        (vectors + tile_vectors(a) - 1) // tile_vectors(a),
+        (rows + tile_rows(a) - 1) // tile_rows(a),
+    )
     for k in range(min(a.k_block, count)):
         x_offsets[k] = k * x_k
-        b_offsets[k] = k * a.row
+        b_offsets[k] = k * b_row
     for k in range(0, count, a.k_block):
         some = min(count - k, a.k_block)
         for p in range(panels):
@@ -110,8 +114,8 @@ def multiply_columns(a, tiles, rows, columns, count, x, x_row, x_k, b, c, add):
                 for r in range(height):
                     row[r] = address(x + ((first + r) * x_row + k * x_k))
                 at = start * lanes(a)
-                b_k, c_r = b + (k * a.row + at), c + (first * a.row + at)
-                tile(tiles, height, nv, some, row, x_offsets, b_k, b_offsets, c_r, a.row, add or k > 0)
+                b_k, c_r = b + (k * b_row + at), c + (first * c_row + at)
+                tile(tiles, height, nv, some, row, x_offsets, b_k, b_offsets, c_r, c_row, add or k > 0)
 
 
 def emit_quad(builder, vector):
@@ -230,10 +234,10 @@ def pull_points(a, f, work, x, image, channels, tap, taps, pixels):
 def deform_pull(a, f, work, x, channels, tap, taps, pixels):
     if f.width % lanes(x) == 0:
         pull_points(a, f, work, x, work.image, channels, tap, taps, pixels)
-    elif f.width % 8 == 0:
-        pull_points(a, f, work, narrow(x, 8), narrow(work.image, 8), channels, tap, taps, pixels)
+    elif f.width % OCT == 0:
+        pull_points(a, f, work, narrow(x, OCT), narrow(work.image, OCT), channels, tap, taps, pixels)
     else:
-        pull_points(a, f, work, narrow(x, 4), narrow(work.image, 4), channels, tap, taps, pixels)
+        pull_points(a, f, work, narrow(x, QUAD), narrow(work.image, QUAD), channels, tap, taps, pixels)
 
 
 @helper
@@ -375,8 +379,6 @@ def deform_grad(a, begin, end, thread):
     f = records(a, a.geometry, "deform")[0]
     work = deform_grad_scratch(a, f, thread)
     tiles = pixel_tiles(a)
-    if a.tile_vectors == lane_vectors(a):
-        tiles = lane_tiles(a)
     taps, plane = f.kernel_d * f.kernel_h * f.kernel_w, f.out_d * f.out_h * f.out_w
     slow, slow_size = 1, f.size_w
     if f.ndim == 2:
@@ -410,7 +412,15 @@ def deform_grad(a, begin, end, thread):
         for t in range(0, taps, a.tap_block):
             some, part = min(taps - t, a.tap_block), t // a.tap_block
             columns = some * channels
-            if pulled:
+            # Whole vectors as given are read, and a band that is all there is written, in place.
+            in_place = a.as_given != 0 and columns % lanes(a) == 0
+            out_in_place = in_place and first and last and band_end - band_begin <= f.tile
+            weights, weights_row, sums, sums_row = work.weights, a.row, work.sums, a.row
+            if in_place:
+                weights, weights_row = w + t, a.w_row
+            if out_in_place:
+                sums, sums_row = gw + t, a.w_row
+            if pulled and not in_place:
                 enter_weights(a, w + t, channels, taps, some, work.weights)
             for at in range(band_begin, band_end, f.tile):
                 pixels = min(band_end - at, f.tile)
@@ -425,7 +435,8 @@ def deform_grad(a, begin, end, thread):
                 gy_at = gy + at * a.gy_row
                 if pulled:
                     multiply_columns(
-                        a, tiles, pixels, columns, a.channels, gy_at, a.gy_row, 1, work.weights, work.pulls, False
+                        a, tiles, pixels, columns, a.channels, gy_at, a.gy_row, 1, weights, weights_row,
+                        work.pulls, a.row, False,
                     )  # fmt: skip
                     if a.as_given:
                         turn_rows(a, work, work.pulls, pixels, channels, some)
@@ -445,11 +456,11 @@ def deform_grad(a, begin, end, thread):
                     if a.as_given:
                         turn_rows(a, work, work.points.columns, pixels, some, channels)
                     multiply_columns(
-                        a, tiles, a.channels, columns, pixels, gy_at, 1, a.gy_row, work.points.columns, work.sums,
-                        at > band_begin,
+                        a, tiles, a.channels, columns, pixels, gy_at, 1, a.gy_row, work.points.columns, a.row,
+                        sums, sums_row, at > band_begin,
                     )  # fmt: skip
             step = (part + 1) * band_steps
-            if a.gw:
+            if a.gw and not out_in_place:
                 if task >= a.block_count:
                     await_progress(before, step)
                 kept = reals(a, a.kept) + (part * a.block_count + block_index) * a.channels * a.row
