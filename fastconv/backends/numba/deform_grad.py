@@ -15,6 +15,7 @@ take turns for that.
 import math
 from collections import namedtuple
 
+from ...lowering.deform_grad import PROGRESS_STEP
 from .deform import AXES, CORNERS, Work, deform_grid, deform_points, deform_sample
 from .moves import add_to, clear, copy, load_some, store_some, transpose
 from .simd import (
@@ -51,8 +52,6 @@ from .simd import (
 from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, pixel_tiles, tile, tile_rows, tile_vectors
 from .turns import await_progress, tell_progress
 
-# Words from the progress of a task to that of the next.
-PROGRESS_STEP = 8
 LEAST_DOTS = 4
 OCT, QUAD = 8, 4
 
