@@ -36,8 +36,9 @@ class Bordered:
     width: int
 
     @classmethod
-    def of(cls, b: Builder) -> "Bordered":
-        blocks = _channel_blocks(b.problem)
+    def of(cls, b: Builder, even: bool = False) -> "Bordered":
+        """Return how the input is laid out; `even` if blocks are to be of nearly equal size."""
+        blocks = _channel_blocks(b.problem, even)
         most = max(count for _, count in blocks)
         # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
         width = round_up(most, b.lanes if most >= b.lanes else NARROW)
@@ -147,15 +148,16 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     return b.finish(work_ns, f"{tile} points, {rows} pixels x {w_width} channels")
 
 
-def _channel_blocks(p: Problem) -> list[tuple[int, int]]:
+def _channel_blocks(p: Problem, even: bool) -> list[tuple[int, int]]:
     """Cut the input channels at the bounds of weight and offset groups, then into blocks: (first, count)."""
     step_w, step_o = p.in_channels // p.groups, p.in_channels // p.offset_groups
     bounds = sorted(set(range(0, p.in_channels + 1, step_w)) | set(range(0, p.in_channels + 1, step_o)))
-    return [
-        (first, min(CHANNEL_BLOCK, end - first))
-        for begin, end in pairwise(bounds)
-        for first in range(begin, end, CHANNEL_BLOCK)
-    ]
+    blocks = []
+    for begin, end in pairwise(bounds):
+        parts = -(-(end - begin) // CHANNEL_BLOCK)
+        step = -(-(end - begin) // parts) if even else CHANNEL_BLOCK
+        blocks += [(first, min(step, end - first)) for first in range(begin, end, step)]
+    return blocks
 
 
 def _bordered_axes(p: Problem) -> Axes:

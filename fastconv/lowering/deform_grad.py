@@ -19,7 +19,7 @@ TILE = 96
 MOST_COLUMNS = 320
 # Tasks that keep 64 threads busy, where a task has pixels enough to be worth its weights' way in and out.
 ENOUGH_TASKS = 64
-LEAST_PIXELS = 128
+LEAST_PIXELS = 96
 # Words from the progress of a task to that of the next.
 PROGRESS_STEP = 8
 TURNED_PIXELS = 64
@@ -56,7 +56,8 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
     """Return what computes any of the gradients of any deformable convolution."""
     p, b = problem, Builder(problem, engines)
     lanes, outputs = b.lanes, p.out_channels // p.groups
-    bordered = Bordered.of(b)
+    # A task of few channels would wait for its neighbour of many at each tile.
+    bordered = Bordered.of(b, even=True)
     pixels, corners = math.prod(p.output_size), 1 << p.ndim
     gy_row = odd_vectors(p.out_channels, lanes)
     b.chunked((bordered.elements + pixels * gy_row) * b.itemsize)
