@@ -22,7 +22,10 @@ PYTEST_ARGS ?= -q
 BENCH_ARGS ?=
 
 # Optional: what the suite compares with where it is installed (5 GB). expecttest is for torch's OpInfo database.
-PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest
+# playwright clicks through the explorer's page where there is a Chromium.
+PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest distributed playwright
+# Of this only the OCR networks that it ships are used.
+NETWORKS := rapidocr-onnxruntime
 # What `make bench` compares with besides the libraries of the extra `bench`. Less:  make bench BENCH_PEERS=
 BENCH_PEERS ?= $(PEERS) jax
 
@@ -62,6 +65,7 @@ bench: $(VENV)/extra-bench
 
 peers: $(VENV)/ready
 	$(PIP) install -q $(PEERS)
+	$(PIP) install -q --no-deps $(NETWORKS)
 
 wheel: $(VENV)/ready
 	rm -rf build dist

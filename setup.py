@@ -14,7 +14,7 @@ FLAGS = [
     "-fno-trapping-math",
     # Multiply-adds are fused where the source says so and nowhere else: the same bits in every tile.
     "-ffp-contract=off",
-    "-fopenmp",
+    "-pthread",
     "-fvisibility=hidden",
     "-Wno-psabi",
 ]
@@ -28,7 +28,7 @@ setup(
             include_dirs=["src", numpy.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
             extra_compile_args=FLAGS,
-            extra_link_args=["-fopenmp"],
+            extra_link_args=["-pthread"],
         )
     ]
 )

@@ -5,6 +5,8 @@ backends. Start with :func:`conv2d`; ask :func:`explain` what ran and why; :func
 that runs many times.
 """
 
+from typing import TYPE_CHECKING, Any
+
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
@@ -27,6 +29,12 @@ from .plan import Plan, plan
 from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
 
+if TYPE_CHECKING:
+    from .analysis.cost import cost
+    from .analysis.matrix import matrix
+    from .analysis.operator import linear_operator
+    from .analysis.receptive import receptive_field
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -48,13 +56,17 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cost",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",
     "explain",
     "kernels",
+    "linear_operator",
+    "matrix",
     "plan",
     "plan_grad",
+    "receptive_field",
     "register_backend",
     "set_default_backend",
     "show_config",
@@ -62,3 +74,19 @@ __all__ = [
     "unregister_backend",
     "use_backend",
 ]
+
+# Reasoning is not part of running: its modules are imported with the first of these that is used.
+_REASONING = ("cost", "linear_operator", "matrix", "receptive_field")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _REASONING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import analysis
+
+    globals()[name] = getattr(analysis, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastconv info | verify | demo | bench``.
+"""The command line: ``python -m fastconv info | verify | demo | explore | bench``.
 
 Exit codes: 0 if all is well, 1 if a check failed, 2 if the command cannot be carried out as given. What the
 user can mend is told in one line on stderr, without a traceback.
@@ -22,6 +22,7 @@ OK, FAILED, UNUSABLE = 0, 1, 2
 FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 DEMO_MODULES = {"matplotlib": "matplotlib", "rich": "rich", "PIL": "pillow"}
 FAILURES_SHOWN = 10
+LARGEST_PORT = 65535
 
 
 class UsageError(Exception):
@@ -86,6 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_backend(demo)
     demo.set_defaults(command=_demo)
+
+    explore = commands.add_parser("explore", help="see what stacks of layers see, in the browser")
+    explore.add_argument(
+        "--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)"
+    )
+    explore.add_argument("--no-browser", action="store_true", help="only print the address")
+    explore.add_argument("--export", metavar="FILE", help="write a page that needs no server, and end")
+    explore.add_argument(
+        "--stack",
+        metavar="NAME",
+        help="the stack of the exported page (default: the first): its name or a JSON file",
+    )
+    explore.set_defaults(command=_explore)
 
     bench = commands.add_parser("bench", help="time layers of known networks against other libraries")
     _add_bench(bench)
@@ -252,6 +266,53 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     except OSError as error:  # the disk is full, the directory read-only, ...
         raise UsageError(f"cannot write {output}: {error.strerror or error}") from None
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    from . import explore
+
+    if not 0 <= arguments.port <= LARGEST_PORT:
+        raise UsageError(f"--port must be from 0 to {LARGEST_PORT}, got {arguments.port}")
+    if arguments.export:
+        return _export(arguments.export, arguments.stack)
+    if arguments.stack:
+        raise UsageError("--stack goes with --export; on the page itself the stack is chosen there")
+    try:
+        server = explore.make_server(arguments.port)
+    except OSError as error:
+        raise UsageError(f"cannot listen on port {arguments.port}: {error.strerror or error}") from None
+    with server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        print(f"{address}  (Ctrl-C ends it)", flush=True)
+        if not arguments.no_browser:
+            import webbrowser
+
+            webbrowser.open(address)
+        server.serve_forever()
+    return OK
+
+
+def _export(file: str, stack: str | None) -> int:
+    import json
+
+    from . import explore
+
+    chosen = explore.PRESETS.get(stack or next(iter(explore.PRESETS)))
+    try:
+        if chosen is None:
+            chosen = json.loads(Path(stack or "").read_text(encoding="utf-8"))
+        text = explore.page(chosen)
+    except FileNotFoundError:
+        raise UsageError(
+            f"--stack must be a JSON file or one of {', '.join(map(repr, explore.PRESETS))}, got {stack!r}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--stack {stack}: {error}") from None
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror or error}") from None
+    return OK
 
 
 def _bench(arguments: argparse.Namespace) -> int:

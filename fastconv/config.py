@@ -21,7 +21,7 @@ ACCURACIES = ("default", "high")
 ISAS = ("baseline", "avx2", "avx512")
 LOG_LEVELS = {"off": None, "choices": "INFO", "refusals": "DEBUG"}
 
-# More are never of use, and OpenMP ends the process where the system refuses to start one.
+# More are never of use.
 MAX_THREADS = max(64, 2 * (os.cpu_count() or 1))
 
 # A request is the name of one backend or a tuple of names, in the order they are to be tried.

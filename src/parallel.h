@@ -1,7 +1,8 @@
-/* Running a program: its stages one after the other on chunks of images, inside one OpenMP region. */
+/* Running a program: its stages one after the other on chunks of images, by the threads of the pool. */
 
-#include <omp.h>
-#include <pthread.h>
+#include <time.h>
+
+#include "pool.h"
 
 enum {
     INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, GRAD_INPUT, GRAD_OFFSET, GRAD_WEIGHT, GRAD_MASK, SCRATCH, PACKED, THREAD, INPUT_END,
@@ -26,13 +27,6 @@ typedef struct {
     int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes;
 } program_words;
 
-/* A child forked after OpenMP has made its threads does not have them and would wait for them for ever. */
-static volatile int pool_started, pool_lost;
-
-static void after_fork(void) { pool_lost = pool_started; }
-
-static int watch_forks(void) { return pthread_atfork(0, 0, after_fork); }
-
 /* Scratch on cache lines; what follows the arena is never touched. */
 static void *allocate(int64_t size)
 {
@@ -55,92 +49,115 @@ static void patch(const program_words *p, int64_t *words, const int64_t *base, i
     }
 }
 
-/* What one thread does. Steps are separated by barriers; `next` hands out tasks, and the counter of a step is reset
- * two steps before it is used, when no thread can be looking at it. */
-static void program_thread(const program_words *p, const int64_t *base, int64_t images, int weights, int threads, int thread,
-                           int64_t *next)
+/* A program at work. Its steps are the stages of each chunk of images in turn. */
+typedef struct {
+    const program_words *p;
+    const int64_t *base;
+    int64_t images;
+    int weights; /* 0 skips the stages that depend on the weights alone, 1 runs all stages, 2 runs only those */
+} run_words;
+
+static int64_t program_count(const void *what, int64_t step, int64_t *singly)
 {
-    int64_t *words = (int64_t *)(base[THREAD] + thread * p->thread_bytes), step = 0;
-    memcpy(words, p->words, p->word_count * sizeof(int64_t));
-    for (int64_t first = 0; first < images; first += p->images_per_chunk) {
-        int64_t some = images - first < p->images_per_chunk ? images - first : p->images_per_chunk;
-        patch(p, words, base, first, some);
-        for (int64_t s = 0; s < p->stage_count; s++) {
-            const stage_words *stage = p->stages + s;
-            if (stage->weights_only ? !weights || first > 0 : weights > 1)
-                continue;
-            int64_t groups = stage->weights_only ? 1 : (some + stage->images_per_task - 1) / stage->images_per_task;
-            int64_t tasks = groups * stage->tasks;
-            if (threads == 1) {
-                stage->run(words + stage->words, 0, tasks, 0);
-                continue;
-            }
-            if (step > 0) {
-#pragma omp barrier
-            }
-            int64_t *counter = next + step % 3, piece = stage->in_turn ? 1 : tasks / (threads * 8);
-            if (thread == 0)
-                __atomic_store_n(next + (step + 1) % 3, 0, __ATOMIC_RELAXED);
-            if (piece < 1)
-                piece = 1;
-            for (;;) {
-                int64_t begin = __atomic_fetch_add(counter, piece, __ATOMIC_RELAXED);
-                if (begin >= tasks)
-                    break;
-                stage->run(words + stage->words, begin, begin + piece < tasks ? begin + piece : tasks, thread);
-            }
-            step++;
-        }
-    }
+    const run_words *run = what;
+    const program_words *p = run->p;
+    if (p->stage_count == 0)
+        return -1;
+    int64_t first = step / p->stage_count * p->images_per_chunk, left = run->images - first;
+    if (left <= 0)
+        return -1;
+    const stage_words *stage = p->stages + step % p->stage_count;
+    *singly = stage->in_turn;
+    if (stage->weights_only)
+        return run->weights && first == 0 ? stage->tasks : 0;
+    int64_t some = left < p->images_per_chunk ? left : p->images_per_chunk;
+    return run->weights > 1 ? 0 : (some + stage->images_per_task - 1) / stage->images_per_task * stage->tasks;
 }
 
-/* weights: 0 skips the stages that depend on the weights alone, 1 runs all stages, 2 runs only those. */
+/* A thread keeps the chunk that its copy of the words is for. */
+static void program_work(const void *what, int64_t step, int64_t begin, int64_t end, int64_t thread, int64_t *kept)
+{
+    const run_words *run = what;
+    const program_words *p = run->p;
+    int64_t *words = (int64_t *)(run->base[THREAD] + thread * p->thread_bytes), chunk = step / p->stage_count;
+    const stage_words *stage = p->stages + step % p->stage_count;
+    if (*kept < 0)
+        memcpy(words, p->words, p->word_count * sizeof(int64_t));
+    if (*kept != chunk) {
+        int64_t first = chunk * p->images_per_chunk, left = run->images - first;
+        patch(p, words, run->base, first, left < p->images_per_chunk ? left : p->images_per_chunk);
+        *kept = chunk;
+    }
+    stage->run(words + stage->words, begin, end, thread);
+}
+
 static void program_run(const program_words *p, const int64_t *base, int64_t images, int weights, int threads)
 {
-    int64_t next[3] = {0, 0, 0};
-    if (threads <= 1 || pool_lost) {
-        program_thread(p, base, images, weights, 1, 0, next);
-        return;
+    run_words run = {p, base, images, weights};
+    pool_run(&run, program_count, program_work, threads);
+}
+
+/* Threads that do the same at once, and meet before and after each round. */
+typedef struct {
+    limit_fn run;
+    char *data;
+    int64_t stride, bytes, count, repeats, threads, entered, met;
+    double best, used;
+} limit_words;
+
+static double seconds_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void meet(limit_words *a, int64_t *meetings)
+{
+    ++*meetings;
+    __atomic_add_fetch(&a->met, 1, __ATOMIC_ACQ_REL);
+    while (__atomic_load_n(&a->met, __ATOMIC_ACQUIRE) < *meetings * __atomic_load_n(&a->threads, __ATOMIC_ACQUIRE))
+        relax();
+}
+
+static void *limit_thread(void *words)
+{
+    limit_words *a = words;
+    int64_t thread = __atomic_fetch_add(&a->entered, 1, __ATOMIC_ACQ_REL), meetings = 0;
+    char *mine = a->data + thread * a->stride;
+    double result = 0;
+    memset(mine, 0, a->stride);
+    for (int64_t r = 0; r <= a->repeats; r++) { /* the first one warms up */
+        meet(a, &meetings);
+        double begun = seconds_now();
+        result += a->run(mine, a->bytes, a->count);
+        meet(a, &meetings);
+        double took = seconds_now() - begun;
+        if (thread == 0 && r > 0 && took < a->best)
+            a->best = took;
     }
-    pool_started = 1;
-#pragma omp parallel num_threads(threads)
-    program_thread(p, base, images, weights, omp_get_num_threads(), omp_get_thread_num(), next);
+    if (thread == 0)
+        a->used = result;
+    return 0;
 }
 
 /* The shortest of `repeats` times that all threads together take to do something `count` times each, on `bytes` of their
- * own; negative without memory. Every page is written first: unwritten ones would all be one page of zeros in L1. */
+ * own; negative without memory or threads. Every page is written first: unwritten ones would all be one page of zeros in
+ * L1. */
 static double time_limit(limit_fn run, int64_t bytes, int64_t count, int repeats, int threads)
 {
     int64_t stride = (bytes + 4095) / 4096 * 4096 + 4096;
-    char *data = allocate(threads * stride);
-    double best = 1e30, begun = 0;
-    volatile double used = 0;
-    if (!data)
+    limit_words a = {.run = run, .stride = stride, .bytes = bytes, .count = count, .repeats = repeats, .threads = threads, .best = 1e30};
+    pthread_t others[64];
+    int started = 0;
+    if (threads > 64 || !(a.data = allocate(threads * stride)))
         return -1;
-    threads = pool_lost ? 1 : threads;
-    pool_started |= threads > 1;
-#pragma omp parallel num_threads(threads)
-    {
-        char *mine = data + omp_get_thread_num() * stride;
-        double result = 0;
-        memset(mine, 0, stride);
-        for (int r = 0; r <= repeats; r++) { /* the first one warms up */
-#pragma omp barrier
-#pragma omp master
-            begun = omp_get_wtime();
-#pragma omp barrier
-            result += run(mine, bytes, count);
-#pragma omp barrier
-#pragma omp master
-            {
-                double took = omp_get_wtime() - begun;
-                if (r > 0 && took < best)
-                    best = took;
-            }
-        }
-#pragma omp atomic
-        used += result;
-    }
-    free(data);
-    return best;
+    while (started < threads - 1 && !pthread_create(others + started, 0, limit_thread, &a))
+        started++;
+    __atomic_store_n(&a.threads, started + 1, __ATOMIC_RELEASE); /* fewer, where the system refuses */
+    limit_thread(&a);
+    for (int i = 0; i < started; i++)
+        pthread_join(others[i], 0);
+    free(a.data);
+    return started == threads - 1 ? a.best : -1;
 }

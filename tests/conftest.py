@@ -56,3 +56,13 @@ def default_settings():
     """Undo what a test did to the process-wide default."""
     yield
     fastconv.set_default_backend(None)
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    """Return the portrait that matplotlib ships, as float32 (3, 512, 437) between 0 and 1."""
+    pytest.importorskip("matplotlib", reason="matplotlib ships the photograph")
+    pytest.importorskip("PIL", reason="pillow reads it")
+    from fastconv.demo.photo import load_photo
+
+    return load_photo()

@@ -13,10 +13,11 @@ import pytest
 
 import fastconv
 from fastconv import cli
+from fastconv.analysis.cost import inbounds_flops
 from fastconv.benchmark import implementations, jobs, measure, sections, suite, worker, workloads
 from fastconv.benchmark.case import Case, Refused, Runner, check
 from fastconv.benchmark.implementations import Implementation
-from fastconv.benchmark.workloads import Workload, inbounds_flops
+from fastconv.benchmark.workloads import Workload
 
 BENCH = Path(__file__).parents[1] / "bench"
 FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed", "deformable", "conv1d", "conv3d")

@@ -194,14 +194,9 @@ def check(threads):
         y = fastconv.conv2d(x, w, backend=backend, num_threads=threads, accuracy="high")
         assert (y == 144).all()
 
-def threads_of_process():
-    return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
-
 def child():
     np.testing.assert_array_equal(run_plan(plan, given["conv2d"], num_threads=4), expected["conv2d"])
     check(4)
-    # Threads do not survive a fork; what the parent used of them must not be used again.
-    assert mode == "before" or threads_of_process() == 1, "a child must start no threads"
     assert len(fastconv.backends()) >= 3
 
 def fork(work):

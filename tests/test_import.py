@@ -16,6 +16,29 @@ def test_import_loads_nothing_heavy():
     assert loaded == already
 
 
+def test_reasoning_is_imported_with_its_first_use():
+    code = """
+import sys, fastconv
+assert "fastconv.analysis" not in sys.modules
+assert set(fastconv.__all__) <= set(dir(fastconv))
+print(fastconv.cost("conv1d", (1, 4), (1, 1, 3)).macs, "scipy" in sys.modules)
+"""
+    assert python(code).split() == ["6", "False"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "dask"])
+def test_an_absent_library_is_told_with_the_extra_that_brings_it(name):
+    code = f"""
+import sys
+sys.modules[{name!r}] = None
+try:
+    import fastconv.{name}
+except ImportError as error:
+    print(error)
+"""
+    assert f"pip install 'fastconv[{name}]'" in python(code)
+
+
 def test_import_gives_no_warnings():
     assert python("import warnings; warnings.simplefilter('error'); import fastconv").strip() == ""
 

@@ -1,28 +1,28 @@
-"""The ONNX project's node tests for Conv, ConvTranspose and DeformConv, and random nodes against onnxruntime.
+"""ONNX nodes and networks: the node tests of the ONNX project, and random ones, against onnxruntime."""
 
-A node is turned into a call of fastconv by the rules of the operator's specification, here in the test.
-"""
-
+import importlib.util
 import warnings
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import FLOAT32, describe, integers, run
 
+import fastconv
 from fastconv.testing import assert_close, assert_exact
 
 onnx = pytest.importorskip("onnx", reason="onnx brings the node tests")
 
-FUNCTIONS = {"Conv": "conv", "ConvTranspose": "conv_transpose", "DeformConv": "deform_conv"}
+from fastconv.onnx import FUNCTIONS, OPS, as_options, evaluator  # noqa: E402 (needs onnx)
+
 # The answers that onnx ships were computed in float32: theirs and our rounding errors add up.
 SHIPPED = 2 * FLOAT32
 
 
 def as_call(node, arrays):
     """Return (function, operands, options) of fastconv for a node and its arrays in the node's order."""
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     order = (
         ("input", "weight", "offset", "bias", "mask")
         if node.op_type == "DeformConv"
@@ -30,49 +30,12 @@ def as_call(node, arrays):
     )
     present = [name for name, given in zip(order, node.input, strict=False) if given]
     operands = dict(zip(present, arrays, strict=True))
-    size, kernel = operands["input"].shape[2:], operands["weight"].shape[2:]
-    ndim = len(size)
-    assert tuple(attributes.get("kernel_shape", kernel)) == kernel
-    options = {
-        "stride": tuple(attributes.get("strides", (1,) * ndim)),
-        "dilation": tuple(attributes.get("dilations", (1,) * ndim)),
-    }
-    span = [d * (k - 1) + 1 for k, d in zip(kernel, options["dilation"], strict=True)]
-    auto_pad = attributes.get("auto_pad", b"NOTSET").decode()
-    given_pads = attributes.get("pads", (0,) * 2 * ndim)
-    options["padding"] = tuple(zip(given_pads[:ndim], given_pads[ndim:], strict=True))
-    if node.op_type != "DeformConv":  # whose groups follow from the shapes
-        options["groups"] = attributes.get("group", 1)
-    if node.op_type == "ConvTranspose":
-        extra = tuple(attributes.get("output_padding", (0,) * ndim))
-        wanted = attributes.get("output_shape")
-        if wanted is None and auto_pad.startswith("SAME"):
-            wanted = [n * s for n, s in zip(size, options["stride"], strict=True)]
-        if wanted is None:
-            options["output_padding"] = extra
-        else:  # padding is what makes the output that large; if none can, zeros are added at the end
-            wanted = tuple(wanted[-ndim:])
-            totals = [
-                max(0, s * (n - 1) + e + w - out)
-                for n, s, e, w, out in zip(size, options["stride"], extra, span, wanted, strict=True)
-            ]
-            options |= {"padding": split(totals, upper=auto_pad == "SAME_UPPER"), "output_size": wanted}
-    elif auto_pad.startswith("SAME"):
-        totals = [
-            max(0, (-(-n // s) - 1) * s + w - n)
-            for n, s, w in zip(size, options["stride"], span, strict=True)
-        ]
-        options["padding"] = split(totals, upper=auto_pad == "SAME_UPPER")
-    elif auto_pad == "VALID":
-        options["padding"] = "valid"
-    return f"{FUNCTIONS[node.op_type]}{ndim}d", operands, options
-
-
-def split(totals, *, upper):
-    """Return (before, after) for each total; the odd one goes after if `upper`, else before."""
-    return tuple(
-        (total // 2, total - total // 2) if upper else (total - total // 2, total // 2) for total in totals
-    )
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if "auto_pad" in attributes:
+        attributes["auto_pad"] = attributes["auto_pad"].decode()
+    shapes = operands["input"].shape, operands["weight"].shape
+    op, options = as_options(node.op_type, *shapes, **attributes)
+    return op, operands, options
 
 
 @cache
@@ -209,8 +172,13 @@ def test_random_nodes_equal_onnxruntime(backend, op_type):
 @cache
 def runtime_answer(op_type, seed):
     """Return what onnxruntime gives for a random node; the same for every backend of ours."""
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is the reference for random nodes")
     node, arrays = random_node(op_type, seed)
+    fed = dict(zip([name for name in node.input if name], arrays, strict=True))
+    return run_in_onnxruntime(model_of(node, arrays), fed)[0]
+
+
+def model_of(node, arrays):
+    """Return a network of one node."""
     names = [name for name in node.input if name]
     float32 = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
@@ -222,9 +190,145 @@ def runtime_answer(op_type, seed):
         ],
         [onnx.helper.make_tensor_value_info("Y", float32, None)],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+
+
+def run_in_onnxruntime(model, fed):
+    """Return the outputs that onnxruntime computes on one thread."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is the reference")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3  # the shape of Y is left open on purpose
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(names, arrays, strict=True)))[0]
+    return session.run(None, fed)
+
+
+@pytest.mark.parametrize("op_type", FUNCTIONS)
+def test_the_evaluator_runs_nodes_on_our_kernels(op_type, monkeypatch):
+    ran = []
+    function = fastconv.functional.find_call
+    monkeypatch.setattr(fastconv.functional, "find_call", lambda *a: ran.append(a[0]) or function(*a))
+    for seed in range(8):
+        node, arrays = random_node(op_type, seed)
+        fed = dict(zip([name for name in node.input if name], arrays, strict=True))
+        (actual,) = evaluator(model_of(node, arrays)).run(None, fed)
+        assert_exact(actual, runtime_answer(op_type, seed), f"seed {seed}")
+    assert len(ran) == 8
+    assert all(op.startswith(FUNCTIONS[op_type]) for op in ran)
+
+
+def small_network(rng):
+    """Return a network with every kind of convolution, on images of 3 channels."""
+    make, nodes, weights = onnx.helper.make_node, [], {}
+
+    def layer(op_type, given, shape, name, *, extra=(), activation="Relu", **attributes):
+        fan_in = np.prod(shape[1:]) if op_type != "ConvTranspose" else shape[0] * np.prod(shape[2:]) / 4
+        weights[f"{name}_w"] = (rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
+        nodes.append(make(op_type, [given, f"{name}_w", *extra], [f"{name}_y"], **attributes))
+        nodes.append(make(activation, [f"{name}_y"], [name]))
+        return name
+
+    x = layer("Conv", "x", (8, 3, 3, 3), "stem", auto_pad="SAME_LOWER", strides=[2, 2])
+    x = layer("Conv", x, (8, 1, 5, 5), "depthwise", auto_pad="SAME_UPPER", group=8)
+    x = layer("Conv", x, (12, 4, 3, 2), "grouped", pads=[2, 0, 1, 1], dilations=[1, 2], group=2)
+    offset = layer("Conv", x, (18, 12, 3, 3), "offset", pads=[1, 1, 1, 1], activation="Tanh")
+    x = layer("DeformConv", x, (8, 12, 3, 3), "deformed", extra=[offset], pads=[1, 1, 1, 1])
+    x = layer("ConvTranspose", x, (8, 4, 4, 4), "up", strides=[2, 2], pads=[1, 1, 1, 1])
+    x = layer(
+        "ConvTranspose", x, (4, 2, 3, 3), "same", auto_pad="SAME_UPPER", strides=[2, 2], activation="Sigmoid"
+    )
+    float32, info = onnx.TensorProto.FLOAT, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "network",
+        [info("x", float32, ["n", 3, "h", "w"])],
+        [info(x, float32, None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 20, 26), (1, 3, 31, 17)])
+def test_a_network_equals_onnxruntime(size):
+    rng = np.random.default_rng(size)
+    model, x = small_network(rng), rng.standard_normal(size).astype(np.float32)
+    (expected,) = run_in_onnxruntime(model, {"x": x})
+    (actual,) = evaluator(model).run(None, {"x": x})
+    assert actual.dtype == np.float32
+    assert_close(actual, expected, 10 * FLOAT32, "network")
+
+
+def test_own_operators_count_before_ours():
+    class Conv(OPS[0]):
+        def _run(self, X, W, B=None, **attributes):
+            return (np.zeros_like(X),)
+
+    node, arrays = random_node("Conv", 0)
+    fed = dict(zip([name for name in node.input if name], arrays, strict=True))
+    (found,) = evaluator(model_of(node, arrays), new_ops=[Conv]).run(None, fed)
+    assert not found.any()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shapes", "text"),
+    [
+        (dict(kernel_shape=[2, 2]), ((1, 1, 8, 8), (1, 1, 3, 3)), "kernel_shape is"),
+        (dict(pads=[1, 1]), ((1, 1, 8, 8), (1, 1, 3, 3)), "pads must have 4 numbers"),
+        (dict(auto_pad="SAME"), ((1, 1, 8, 8), (1, 1, 3, 3)), "auto_pad must be one of"),
+        ({}, ((1, 1, 8, 8, 8, 8), (1, 1, 3, 3, 3, 3)), "1, 2 or 3 spatial axes"),
+    ],
+)
+def test_attributes_that_do_not_fit_are_told(attributes, shapes, text):
+    with pytest.raises(ValueError, match=text):
+        as_options("Conv", *shapes, **attributes)
+
+
+def ocr_model(name):
+    """Return a network of the OCR package rapidocr, in an opset whose BatchNormalization onnx computes right."""
+    from onnx.version_converter import convert_version
+
+    spec = importlib.util.find_spec("rapidocr_onnxruntime")
+    if spec is None:
+        pytest.skip("rapidocr-onnxruntime ships the OCR networks")
+    folder = Path(spec.submodule_search_locations[0], "models")
+    return convert_version(onnx.load(folder / name), 15)
+
+
+def written(text, width=320):
+    """Return a line of text as the OCR networks take it."""
+    pytest.importorskip("PIL", reason="pillow writes the text")
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib ships the font")
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 34)
+    image = Image.new("RGB", (width, 48), "white")
+    ImageDraw.Draw(image).text((8, 3), text, fill="black", font=font)
+    return np.moveaxis(np.asarray(image, np.float32) / 127.5 - 1, -1, 0)[None]
+
+
+def decoded(scores, model):
+    """Return the text of a recognition network's output: the best character a step, repetitions and blanks left out."""
+    (stored,) = (entry.value for entry in model.metadata_props if entry.key == "character")
+    characters = ["", *stored.splitlines(), " "]
+    best = scores[0].argmax(axis=-1)
+    return "".join(characters[now] for before, now in pairwise((-1, *best)) if now != before)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # in onnx's own Sigmoid
+def test_an_ocr_network_reads_the_same_text():
+    model, x = ocr_model("ch_PP-OCRv4_rec_infer.onnx"), written("fast convolution")
+    (expected,) = run_in_onnxruntime(model, {"x": x})
+    (actual,) = evaluator(model).run(None, {"x": x})
+    assert decoded(actual, model) == decoded(expected, model) == "fast convolution"
+    assert np.abs(actual - expected).max() < 1e-3  # probabilities
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_an_ocr_network_finds_the_same_place():
+    model, x = ocr_model("ch_PP-OCRv4_det_infer.onnx"), written("where is it?")
+    x = np.pad(x, ((0, 0), (0, 0), (48, 0), (0, 0)), constant_values=1)
+    (expected,) = run_in_onnxruntime(model, {"x": x})
+    (actual,) = evaluator(model).run(None, {"x": x})
+    assert np.abs(actual - expected).max() < 1e-3
+    assert (expected > 0.5).any()
+    assert not (expected[..., :40, :] > 0.5).any()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from .. import functional, grad
+from ..analysis.cost import inbounds_flops
 from ..testing import max_error
-from .workloads import Workload, inbounds_flops
+from .workloads import Workload
 
 __all__ = ["Case", "Inapplicable", "Refused", "Runner", "check"]
 
@@ -112,7 +113,10 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Operations that fall on the image; each of the two gradients takes as many as the output."""
+        """Operations that every implementation must do, so that none looks fast for work it need not do.
+
+        The taps on the image, without interpolation; each of the two gradients takes as many as the output.
+        """
         return inbounds_flops(self.problem, self.operands.get("offset")) * (2 if self.backward else 1)
 
     @property

@@ -1,10 +1,5 @@
-"""The layers that are timed: read from ``workloads.toml``, filled with data, and counted.
+"""The layers that are timed: read from ``workloads.toml`` and filled with data."""
 
-Operations are counted without the taps that fall into the padding, and without the interpolation of deformable
-sampling: what every implementation must do, so that none looks fast for work it need not do.
-"""
-
-import itertools
 import math
 import tomllib
 from collections.abc import Sequence
@@ -18,7 +13,7 @@ import numpy as np
 
 from ..problem import Problem, parse_op
 
-__all__ = ["TINY", "Workload", "inbounds_flops", "load", "scaling", "select"]
+__all__ = ["TINY", "Workload", "load", "scaling", "select"]
 
 # Displacements lie between the multiples of 1/64: exact in float32, and never where the gradient jumps.
 OFFSET_STEPS = 64
@@ -210,54 +205,3 @@ def scaling() -> list[Workload]:
     for exponent in (0, 1):
         vary("denormal", exponent, scale=DENORMAL if exponent else 1.0)
     return found
-
-
-def inbounds_flops(problem: Problem, offset: np.ndarray | None = None) -> int:
-    """Count the operations of the taps that fall on the image: two for each multiply-add.
-
-    Parameters
-    ----------
-    problem : Problem
-    offset : numpy.ndarray, optional
-        The displacements of a deformable problem, (N, DG * taps * ndim, *output size). A sampled point counts
-        if it reads at least one pixel.
-
-    Examples
-    --------
-    >>> from fastconv import Problem
-    >>> from fastconv.benchmark.workloads import inbounds_flops
-    >>> inbounds_flops(Problem.create("conv1d", (1, 1, 4), (1, 1, 3), padding=1, groups=1))  # 3 + 3 + 2 + 2 taps
-    20
-    """
-    if problem.variant == "deform_conv":
-        if offset is None:
-            raise TypeError("offset must be an array for a deformable problem, got None")
-        inside = _sampled_inside(problem, offset)
-        channels = problem.in_channels // problem.offset_groups
-        return 2 * inside * channels * (problem.out_channels // problem.groups)
-    pairs = 1
-    for axis in range(problem.ndim):
-        (before, _), stride, dilation = problem.padding[axis], problem.stride[axis], problem.dilation[axis]
-        walked, bounded = problem.output_size[axis], problem.input_size[axis]
-        if problem.variant == "conv_transpose":  # an input pixel is added to output pixels
-            walked, bounded = bounded, walked
-        at = np.arange(walked)[:, None] * stride - before + np.arange(problem.kernel_size[axis]) * dilation
-        pairs *= int(np.count_nonzero((at >= 0) & (at < bounded)))
-    return 2 * problem.batch * pairs * math.prod(problem.weight_shape[:2])
-
-
-def _sampled_inside(problem: Problem, offset: np.ndarray) -> int:
-    """Count the sampled points, over images, offset groups, taps and output pixels, that are not zero by rule."""
-    ndim, sizes = problem.ndim, problem.output_size
-    taps = itertools.product(*(range(size) for size in problem.kernel_size))
-    moved = offset.reshape(problem.batch, problem.offset_groups, problem.taps, ndim, *sizes)
-    total = 0
-    for index, tap in enumerate(taps):
-        inside: Any = True
-        for axis in range(ndim):
-            start = tap[axis] * problem.dilation[axis] - problem.padding[axis][0]
-            grid = np.arange(sizes[axis]) * problem.stride[axis] + start
-            at = moved[:, :, index, axis] + grid.reshape(-1, *(1,) * (ndim - 1 - axis))
-            inside = inside & (at > -1) & (at < problem.input_size[axis])
-        total += int(np.count_nonzero(inside))
-    return total

@@ -1,0 +1,75 @@
+"""From the arguments of a convolution, as far as they are there before its data, to the problem they describe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..call import OPTIONS, as_arrays, create_problem, result_type, stand_in
+from ..plan import as_shape, deformable_operands
+from ..problem import CONV_TRANSPOSE, DEFORM_CONV, Problem, as_int, parse_op
+
+__all__ = ["as_image_operands", "is_shape", "problem_of"]
+
+
+def problem_of(
+    op: str,
+    input_shape: Sequence[int],
+    weight: Any,
+    bias: Any = None,
+    offset: Any = None,
+    mask: Any = None,
+    *,
+    offset_groups: int | None = None,
+    dtype: Any = None,
+    **options: Any,
+) -> tuple[Problem, bool]:
+    """Return the problem of a call, and whether its input comes without a batch.
+
+    Weight, bias, offset and mask may be shapes in place of arrays; they are then taken as float32. A deformable
+    convolution whose offset is not there yet is described by `offset_groups`.
+    """
+    _, ndim = parse_op(op)
+    for name in ("output_padding", "output_size"):
+        if op not in CONV_TRANSPOSE and np.any(np.asarray(options.get(name, OPTIONS[name]) or 0) != 0):
+            raise ValueError(f"{name} belongs to transposed convolutions, not to {op}")
+    if op not in DEFORM_CONV and (offset is not None or mask is not None or offset_groups is not None):
+        raise ValueError(f"offset and mask belong to deformable convolutions, not to {op}")
+    given = {"weight": weight, "bias": bias, "offset": offset, "mask": mask}
+    names, values = zip(*((n, _stand_in(n, v)) for n, v in given.items()), strict=True)
+    operands: dict[str, Any] = dict(
+        zip(names, as_arrays(**dict(zip(names, values, strict=True))), strict=True)
+    )
+    kind = result_type({name: array.dtype for name, array in operands.items() if array is not None}, dtype)
+    operands["input"] = stand_in("input_shape", as_shape(input_shape), kind)
+    named = OPTIONS | options
+    if named["groups"] is None and op not in DEFORM_CONV:
+        named["groups"] = 1
+    if op in DEFORM_CONV and offset is None:
+        if offset_groups is None:
+            raise TypeError("offset must be an array, got None")
+        ordered = tuple(named[name] for name in OPTIONS)
+        count = as_int("offset_groups", offset_groups)
+        operands["offset"], _ = deformable_operands(
+            op, operands["input"], operands["weight"], ordered, count, mask=False
+        )
+    unbatched = operands["input"].ndim == ndim + 1
+    return create_problem(op, operands, unbatched, kind, named, prepared=True), unbatched
+
+
+def is_shape(value: Any) -> bool:
+    """Return whether a value is a shape: a tuple of integers."""
+    return isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value)
+
+
+def as_image_operands(problem: Problem, unbatched: bool, array: Any) -> np.ndarray | None:
+    """Return an offset or a mask batched, channels first, in float64."""
+    if array is None:
+        return None
+    array = np.asarray(array, np.float64)
+    array = array[None] if unbatched else array
+    return array if problem.layout == "NCHW" else np.moveaxis(array, -1, 1)
+
+
+def _stand_in(name: str, value: Any) -> Any:
+    return stand_in(name, tuple(map(int, value)), np.dtype(np.float32)) if is_shape(value) else value
