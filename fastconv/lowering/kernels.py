@@ -8,6 +8,7 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+deform_conv_grad_tile      register tile, the samples' gradients, register tile
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
@@ -20,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, WEIGHT_GRAD, Problem
+from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD, Problem
 from ..registry import Kernel, Refusal
 from .deform import lower_deform
+from .deform_grad import lower_deform_grad
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_plane_grad
@@ -130,6 +132,11 @@ def program_kernels(
         ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
     ):
         table.append(kernel(name, WEIGHT_GRAD, lambda problem: None, cost, lower))
+    table.append(
+        kernel(
+            "deform_conv_grad_tile", DEFORM_GRAD, lambda problem: None, cost_deform_grad, lower_deform_grad
+        )
+    )
     return tuple(table)
 
 
@@ -194,6 +201,11 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_flops(problem) + samples / SAMPLE_BYTES
+
+
+def cost_deform_grad(problem: Problem) -> float:
+    """Two products, and three passes over the samples."""
+    return 3 * cost_deform(problem)
 
 
 def cost_weight_grad(problem: Problem) -> float:
