@@ -23,7 +23,7 @@ import numpy as np
 
 from .config import Request, log
 from .errors import BackendError, UnsupportedError
-from .problem import GRAD_OPS, OPS, Problem, parse_op
+from .problem import FORWARD_OPS, GRAD_OPS, Problem, parse_op
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -241,9 +241,9 @@ def check_backend_object(backend: Any, name: str | None = None) -> None:
             raise ValueError(
                 f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}"
             )
-        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS + GRAD_OPS):
+        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(FORWARD_OPS + GRAD_OPS):
             raise ValueError(
-                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS + GRAD_OPS)}, got {kernel.ops!r}"
+                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(FORWARD_OPS + GRAD_OPS)}, got {kernel.ops!r}"
             )
 
 
@@ -369,7 +369,9 @@ def backends() -> list[BackendStatus]:
 def status(entry: Entry) -> BackendStatus:
     reason = entry.reason()
     ops = {op for kernel in entry.backend.kernels for op in kernel.ops} if entry.backend else set()
-    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in OPS + GRAD_OPS if op in ops))
+    return BackendStatus(
+        entry.name, entry.origin, reason, tuple(op for op in FORWARD_OPS + GRAD_OPS if op in ops)
+    )
 
 
 def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel]:
@@ -398,7 +400,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     ['conv_direct']
     """
     if op is not None:
-        parse_op(op, OPS + GRAD_OPS)
+        parse_op(op, FORWARD_OPS + GRAD_OPS)
     if backend is not None:
         found = find_backend(backend).ready().kernels
     else:
