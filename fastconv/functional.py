@@ -1104,8 +1104,10 @@ def dcnv3(
            [5., 6.]])
     """
     options = (stride, padding, dilation, None, 0, None, "zeros", layout, None, None)
-    options += (kernel_size, offset_scale, remove_center)
-    return _run_dcn("dcnv3", input, offset, mask, center_feature_scale, options, out, backend, num_threads)
+    more = (kernel_size, offset_scale, remove_center)
+    return _run_dcn(
+        "dcnv3", input, offset, mask, center_feature_scale, options + more, out, backend, num_threads
+    )
 
 
 def dcnv4(
@@ -1200,8 +1202,10 @@ def dcnv4(
     >>> fastconv.dcnv4(x, offset, mask, padding=1, remove_center=True)[0, 0]
     array([[ 8., 14., 10.],
            [18., 32., 22.],
-           [16., 26., 16.]])
+           [14., 26., 16.]])
     """
     options = (stride, padding, dilation, None, 0, None, "zeros", layout, None, None)
-    options += (kernel_size, offset_scale, remove_center)
-    return _run_dcn("dcnv4", input, offset, mask, center_feature_scale, options, out, backend, num_threads)
+    more = (kernel_size, offset_scale, remove_center)
+    return _run_dcn(
+        "dcnv4", input, offset, mask, center_feature_scale, options + more, out, backend, num_threads
+    )

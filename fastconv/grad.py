@@ -840,8 +840,9 @@ def dcnv3(
 ) -> DcnGrads:
     """Return the gradients of :func:`fastconv.dcnv3`.
 
-    That of `mask` is with respect to the logits. Where the input has a kink, at whole coordinates, the derivative along the offset is the one
-    to the right. A NaN offset makes the gradients of its own offsets and mask NaN, and gives nothing to the input's.
+    That of `mask` is with respect to the logits. Where the input has a kink, at whole coordinates, the derivative along
+    the offset is the one to the right. A NaN offset makes the gradients of its own offsets, and of all logits of its
+    group at its pixel, NaN, and gives nothing to the input's.
 
     Parameters
     ----------

@@ -624,7 +624,8 @@ def _offset_groups(
     offset_groups = shape[1] // per_group
     if channels[1] % offset_groups:
         raise ShapeError(
-            f"offset has {offset_groups} offset groups, which do not divide the {channels[0]}'s {channels[1]} channels (offset {given})"
+            f"offset has {offset_groups} offset groups, which do not divide the {channels[0]}'s {channels[1]} channels "
+            f"(offset {given})"
         )
     return offset_groups
 

@@ -11,7 +11,7 @@ from .dense import add_halo
 from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["lower_deform"]
+__all__ = ["bordered_axes", "lower_deform"]
 
 # Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
 CHANNEL_BLOCK = 32
@@ -35,7 +35,7 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     most_channels = max(count for _, count in blocks)
     # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
     width = round_up(most_channels, lanes if most_channels >= lanes else NARROW)
-    axes = _bordered_axes(p)
+    axes = bordered_axes(p)
     image = Image.of(axes, width)
     image_elements = image.size * len(blocks)
     b.chunked(image_elements * b.itemsize)
@@ -121,7 +121,7 @@ def _channel_blocks(p: Problem) -> list[tuple[int, int]]:
     ]
 
 
-def _bordered_axes(p: Problem) -> Axes:
+def bordered_axes(p: Problem) -> Axes:
     """A border of one zero line on each side, and a second one behind the slowest axis.
 
     A base in the first of those two has only zeros for corners.

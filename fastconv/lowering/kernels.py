@@ -8,6 +8,7 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+dcn_sum                    the same samples, summed over taps for each channel
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
@@ -20,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, WEIGHT_GRAD, Problem
+from ..problem import CONV, CONV_TRANSPOSE, DCN, DEFORM_CONV, WEIGHT_GRAD, Problem
 from ..registry import Kernel, Refusal
+from .dcn import lower_dcn
 from .deform import lower_deform
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
@@ -112,6 +114,7 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn))
     for name, cost, lower in (
         ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
         ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
@@ -170,6 +173,11 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_dense(problem) + samples / SAMPLE_BYTES
+
+
+def cost_dcn(problem: Problem) -> float:
+    samples = problem.flops / 2 * 2**problem.ndim * problem.dtype.itemsize
+    return OVERHEAD + samples / SAMPLE_BYTES + problem.bytes / MEMORY_BYTES
 
 
 def cost_weight_grad(problem: Problem) -> float:

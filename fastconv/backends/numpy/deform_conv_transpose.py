@@ -1,6 +1,7 @@
-"""The adjoint of a deformable convolution: y[q] += share(q, P) m[t, p] W[t]^T x[p], P = p*stride + t*dilation - padding + offset[t, p].
+"""The adjoint of a deformable convolution: y[q] += share(q, P) m[t, p] W[t]^T x[p] over all taps t and pixels p.
 
-share(q, P) is what linear interpolation at P takes of pixel q. A NaN point gives nothing to any pixel.
+P = p*stride + t*dilation - padding + offset[t, p], and share(q, P) is what linear interpolation at P takes of pixel
+q. A NaN point gives nothing to any pixel.
 """
 
 from dataclasses import replace
