@@ -9,7 +9,7 @@ that runs many times.
 from . import backends as _backends  # noqa: F401
 from . import deform as deform
 from . import grad as grad
-from .config import set_default_backend, threads, use_backend
+from .config import accuracy, set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
 from .functional import (
@@ -44,6 +44,7 @@ __all__ = [
     "Problem",
     "ShapeError",
     "UnsupportedError",
+    "accuracy",
     "backends",
     "conv1d",
     "conv2d",

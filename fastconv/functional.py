@@ -33,6 +33,7 @@ Ints = int | Sequence[int]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | str
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular", "symmetric"]
 Layout = Literal["NCHW", "NHWC"]
+Accuracy = Literal["default", "high"] | None
 Activation = Literal["none", "relu", "relu6", "silu", "gelu", "hardswish"] | Callable[[float], float] | None
 BackendName = str | Sequence[str] | None
 
@@ -96,7 +97,7 @@ def conv1d(
     padding_mode: PaddingMode = "zeros",
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -126,7 +127,7 @@ def conv1d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -176,7 +177,7 @@ def conv2d(
     padding_mode: PaddingMode = "zeros",
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -206,7 +207,7 @@ def conv2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -261,7 +262,7 @@ def conv3d(
     padding_mode: PaddingMode = "zeros",
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -291,7 +292,7 @@ def conv3d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -343,7 +344,7 @@ def conv_transpose1d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -377,7 +378,7 @@ def conv_transpose1d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -441,7 +442,7 @@ def conv_transpose2d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -475,7 +476,7 @@ def conv_transpose2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -541,7 +542,7 @@ def conv_transpose3d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -575,7 +576,7 @@ def conv_transpose3d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -637,7 +638,7 @@ def deform_conv1d(
     *,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -672,7 +673,7 @@ def deform_conv1d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -726,7 +727,7 @@ def deform_conv2d(
     *,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -762,7 +763,7 @@ def deform_conv2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -819,7 +820,7 @@ def deform_conv3d(
     *,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -855,7 +856,7 @@ def deform_conv3d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -910,7 +911,7 @@ def deform_conv_transpose2d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -953,7 +954,7 @@ def deform_conv_transpose2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.

@@ -26,12 +26,10 @@ another (``"deform_conv2d_grad"``). A backend asked for by name runs all of them
 is a plain sum. Results are the same bits for any number of threads.
 """
 
-from typing import Literal
-
 from numpy.typing import ArrayLike
 
 from .call import OPTIONS, as_arrays
-from .functional import BackendName, Ints, Layout, Padding, PaddingMode
+from .functional import Accuracy, BackendName, Ints, Layout, Padding, PaddingMode
 from .gradcall import ConvGrads, DcnGrads, DeformGrads, as_wrt, find_grad_call
 
 __all__ = [
@@ -52,7 +50,6 @@ __all__ = [
     "deform_conv_transpose2d",
 ]
 
-Accuracy = Literal["high"] | None
 Wrt = str | tuple[str, ...] | list[str]
 
 
@@ -148,7 +145,7 @@ def conv1d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -214,7 +211,7 @@ def conv2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -284,7 +281,7 @@ def conv3d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -352,7 +349,7 @@ def conv_transpose1d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -420,7 +417,7 @@ def conv_transpose2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -491,7 +488,7 @@ def conv_transpose3d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -564,7 +561,7 @@ def deform_conv1d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -635,7 +632,7 @@ def deform_conv2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -709,7 +706,7 @@ def deform_conv3d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -783,7 +780,7 @@ def deform_conv_transpose2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns

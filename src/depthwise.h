@@ -1,45 +1,15 @@
-/* One input channel a group. There is no matrix product to block, so what counts is how often a value is moved. */
+/* One input channel a group. There is no matrix product to block, so what counts is how often a value is moved.
+ *
+ * Tried and lost for planes, on 14x14 x 576 with a 3x3 kernel (45 us): copies of a few rows between the tiles of the band
+ * before, instead of all at once (48 to 72 us); tiles and copies worked out in loops, instead of listed in tables (58 us);
+ * rows copied one by one through the maps (103 us).
+ */
 
-INLINE void FN(strip_body)(const int vector_count, int64_t count, const real *x, const int64_t *restrict x_offsets, const real *w,
-                           const int64_t *restrict w_offsets, real *c, int64_t add)
-{
-    vec sum[STRIP];
-    UNROLL(8)
-    for (int v = 0; v < vector_count; v++)
-        sum[v] = (vec){0};
-    for (int64_t k = 0; k < count; k++) {
-        vec weight = FN(splat)(w[w_offsets[k]]);
-        const real *xk = x + x_offsets[k];
-        UNROLL(8)
-        for (int v = 0; v < vector_count; v++)
-            sum[v] = FN(fma)(weight, FN(load)(xk + v * LANES), sum[v]);
-    }
-    UNROLL(8)
-    for (int v = 0; v < vector_count; v++)
-        FN(store)(c + v * LANES, add ? FN(load)(c + v * LANES) + sum[v] : sum[v]);
-}
-
-static NOINLINE void FN(strip)(int64_t vectors, int64_t count, const real *x, const int64_t *x_offsets, const real *w,
-                               const int64_t *w_offsets, real *c, int64_t add)
-{
-#define CASE(V)                                                                                                        \
-    case V:                                                                                                            \
-        FN(strip_body)(V, count, x, x_offsets, w, w_offsets, c, add);                                                  \
-        break;
-    switch (vectors) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
-#undef CASE
-}
-
-/* The band of one channel in line space: in place if the array reaches far enough behind it, else a haloed copy. */
-INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
+/* The rows of one band of one channel, each element through its maps: for padding that is not zero. */
+static NOINLINE void FN(map_band)(const depthwise_planes_words *a, const real *x, int64_t first_row, real *scratch)
 {
     const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
     int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
-    if (a->direct) {
-        const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + STRIP * LANES;
-        if ((const real *)a->x_end - end >= 0)
-            return x + first_row * a->line_h;
-    }
     for (int64_t d = 0; d < a->lines_d; d++)
         for (int64_t p = 0; p < a->h_phases; p++)
             for (int64_t h = 0; h < lines; h++) {
@@ -48,122 +18,251 @@ INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x
                              from_d < 0 || from_h < 0 ? 0 : x + from_d * a->x_d + from_h * a->x_h, a->x_w, a->w_phases, a->w_lines,
                              (const int64_t *)a->map_w, (const int64_t *)a->runs);
             }
+}
+
+/* One band of one channel in line space: in place, if nothing is padded and the array reaches far enough behind it,
+ * or in scratch, whose zeros are there already. */
+INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x, int64_t band, real *scratch)
+{
+    int64_t first_row = band * a->band;
+    if (a->direct) {
+        int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
+        const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + LANES;
+        if ((const real *)a->x_end - end >= 0)
+            return x + first_row * a->line_h;
+    }
+    if (!a->copies)
+        FN(map_band)(a, x, first_row, scratch);
+    else
+        for (const copy_words *c = ((const copy_words *const *)a->copies)[band]; c->rows; c++)
+            FN(copy_rows)(c, scratch, x);
     return scratch;
+}
+
+/* One tile by way of a buffer: several K blocks, strided output, activations that are not simple. */
+static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w,
+                                       real *y, int64_t activation, FN(way_out) out)
+{
+    real c[COLUMN_ROWS * (VEC_BYTES / sizeof(real))];
+    FN(columns_fn) columns = FN(columns)[tile->rows][tile->size];
+    int64_t width = tile->size < 4 ? LANES << tile->size : LANES / 2;
+    const int64_t *group = (const int64_t *)tile->groups;
+    FN(way_out) aside = {c, width, 0, 0, 0, LINEAR};
+    for (int64_t block = tile->blocks; block > 1; block--) {
+        group = columns(group, x, sum->x_row, w, sum->w_step, &aside);
+        aside.total = out.total = c;
+    }
+    out.y = c;
+    out.y_row = width;
+    out.part = 0;
+    columns(group, x, sum->x_row, w, sum->w_step, &out);
+    if (activation > RELU6)
+        FN(finish_row)(c, tile->rows * width, 0, activation);
+    for (int64_t r = 0; r < tile->rows; r++)
+        FN(copy_spread)(y + r * sum->y_row, sum->y_w, c + r * width, tile->part ? tile->part : width);
+}
+
+/* All tiles of a plane of a band. */
+INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w, real bias,
+                          int64_t activation, real *y)
+{
+    int64_t x_row = sum->x_row, w_step = sum->w_step;
+    int simple = activation <= RELU6, direct = simple && sum->y_w == 1;
+    FN(way_out) out = {0, sum->y_row, 0, 0, bias, simple ? (int)activation : LINEAR};
+    for (; tile->rows; tile++) {
+        if (direct && tile->blocks == 1 && (!tile->part || (ISA_LEVEL == 2 && tile->size == 0))) {
+            out.y = y + tile->y;
+            out.part = tile->part;
+            FN(columns)[tile->rows][tile->size]((const int64_t *)tile->groups, x + tile->x, x_row, w, w_step, &out);
+        } else {
+            FN(buffered_tile)(sum, tile, x + tile->x, w, y + tile->y, activation, out);
+        }
+    }
+}
+
+/* y[i * count + k] = x[k * x_row + i] for i * count + k < n. */
+static void FN(merge)(real *restrict y, const real *restrict x, int64_t x_row, int64_t count, int64_t n)
+{
+    int64_t i = 0, whole = n / count;
+    if (count == 2)
+        for (; i + LANES <= whole; i += LANES) {
+            vec a = FN(load)(x + i), b = FN(load)(x + x_row + i);
+            FN(store)(y + 2 * i, FN(zip_low)(a, b));
+            FN(store)(y + 2 * i + LANES, FN(zip_high)(a, b));
+        }
+    FN(transpose)(y + count * i, count, x + i, x_row, count, whole - i);
+    for (int64_t k = 0; k < n - whole * count; k++)
+        y[whole * count + k] = x[k * x_row + whole];
+}
+
+/* Where a task lies; counted and not divided out, because small planes take no longer than a few divisions. */
+typedef struct {
+    int64_t band, channel, image;
+} FN(place);
+
+INLINE void FN(step_place)(const depthwise_planes_words *a, FN(place) *p)
+{
+    if (++p->band == a->bands) {
+        p->band = 0;
+        if (++p->channel == a->channels) {
+            p->channel = 0;
+            p->image++;
+        }
+    }
+}
+
+/* The sums of one band that share output rows, for one output channel. */
+static void FN(sum_band)(const depthwise_planes_words *a, const plane_sum_words *sums, const real *lines, int64_t image, int64_t o,
+                         int64_t band, real *scratch)
+{
+    const real *w = (const real *)a->w + o * a->kernel_taps;
+    real bias = a->b ? ((const real *)a->b)[o] : 0, *apart = scratch + a->spare;
+    real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sums->y + band * a->band * sums->y_h;
+    int last = band == a->bands - 1;
+    for (int64_t d = 0; d < sums->n_d; d++, y += sums->y_d) {
+        for (int64_t s = 0; s < a->w_sums; s++) {
+            const plane_sum_words *sum = sums + s;
+            FN(sum_plane)(sum, (const plane_tile_words *)(last ? sum->last_tiles : sum->tiles), lines + d * sum->x_d, w, bias, a->activation,
+                          a->w_sums == 1 ? y : apart + s * a->spare_sum);
+        }
+        if (a->w_sums == 1)
+            continue;
+        int64_t rows = last ? sums->n_h - band * a->band : a->band;
+        for (int64_t h = 0; h < rows; h++)
+            FN(merge)(y + h * sums->y_h, apart + h * a->spare_sum / a->band, a->spare_sum, a->w_sums, a->out_w);
+    }
 }
 
 static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const depthwise_planes_words *a = (const depthwise_planes_words *)words;
-    const sum_words *sums = (const sum_words *)a->sums;
-    real c[STRIP * (VEC_BYTES / sizeof(real))];
-    FN(run) run;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t first_row = task % a->bands * a->band, rest = task / a->bands;
-        int64_t channel = rest % a->channels, image = rest / a->channels;
-        const real *lines = FN(band_lines)(a, (const real *)a->x + image * a->x_image + channel * a->x_channel, first_row,
-                                           (real *)(a->work + thread * a->work_stride));
-        for (int64_t s = 0; s < a->sum_count; s++) {
-            const sum_words *sum = sums + s;
-            int64_t rows = sum->n_h - first_row < a->band ? sum->n_h - first_row : a->band;
-            if (rows <= 0)
+    const plane_sum_words *sums = (const plane_sum_words *)a->sums;
+    real *scratch = (real *)(a->work + thread * a->work_stride), *spare = scratch + a->band_size;
+    FN(place) p = {begin % a->bands, begin / a->bands % a->channels, begin / a->bands / a->channels}, next = p;
+    FN(clear)(scratch, 2 * a->band_size);
+    const real *lines = 0, *next_lines = 0;
+    /* The next band is copied before this one is summed: its stores have time to land. */
+    for (int64_t task = begin - 1; task < end; task++) {
+        if (task + 1 < end) {
+            next_lines = FN(band_lines)(a, (const real *)a->x + next.image * a->x_image + next.channel * a->x_channel, next.band, spare);
+            FN(step_place)(a, &next);
+            real *swap = spare;
+            spare = scratch;
+            scratch = swap;
+        }
+        if (task >= begin) {
+            for (int64_t s = 0; s < a->sum_count; s += a->w_sums)
+                for (int64_t m = 0; m < a->multiplier; m++)
+                    FN(sum_band)(a, sums + s, lines, p.image, p.channel * a->multiplier + m, p.band, (real *)(a->work + thread * a->work_stride));
+            FN(step_place)(a, &p);
+        }
+        lines = next_lines;
+    }
+}
+
+/* The kernel rows that output row (d, h) meets, with how many they are in front. */
+static void FN(kernel_rows)(const pixel_sum_words *sum, const real *x, int64_t d, int64_t h, int64_t *rows)
+{
+    const int64_t *map_d = (const int64_t *)sum->map_d, *map_h = (const int64_t *)sum->map_h, *w = (const int64_t *)sum->w_rows;
+    int64_t count = 0;
+    for (int64_t i = 0; i < sum->taps_d; i++)
+        for (int64_t j = 0; j < sum->taps_h; j++, w++) {
+            int64_t at_d = map_d[i * sum->n_d + d], at_h = map_h[j * sum->n_h + h];
+            if (at_d < 0 || at_h < 0)
                 continue;
-            /* All rows of the band are one strip of line space: what lies between two rows is computed and
-             * dropped, so that narrow images fill the vectors too. */
-            int64_t length = (rows - 1) * sum->x_h + sum->n_w;
-            for (int64_t m = 0; m < a->multiplier; m++)
-                for (int64_t d = 0; d < sum->n_d; d++) {
-                    int64_t o = channel * a->multiplier + m;
-                    const real *w = (const real *)a->w + o * a->kernel_taps;
-                    const real *x = lines + sum->x + d * sum->x_d;
-                    real bias = a->b ? ((const real *)a->b)[o] : 0;
-                    real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sum->y + d * sum->y_d + first_row * sum->y_h;
-                    int64_t h = 0, left = 0; /* the row at `at`, and how much of it has been written */
-                    for (int64_t at = 0; at < length; at += STRIP * LANES) {
-                        int64_t count = length - at < STRIP * LANES ? length - at : STRIP * LANES, k = 0;
-                        do {
-                            int64_t taps = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
-                            FN(strip)((count + LANES - 1) / LANES, taps, x + at, (const int64_t *)sum->x_offsets + k, w,
-                                      (const int64_t *)sum->w_offsets + k, c, k > 0);
-                            k += taps;
-                        } while (k < sum->taps);
-                        if (a->b || a->activation)
-                            FN(finish_row)(c, count, bias, a->activation);
-                        while (h < rows) {
-                            run.at = h * sum->x_h + left - at;
-                            if (run.at >= count)
-                                break;
-                            run.count = sum->n_w - left < count - run.at ? sum->n_w - left : count - run.at;
-                            run.y = h * sum->y_h + left * sum->y_w;
-                            FN(store_rows)(c, 0, 1, &run, 1, y, 0, sum->y_w);
-                            left += run.count;
-                            if (left < sum->n_w)
-                                break;
-                            left = 0;
-                            h++;
-                        }
-                    }
-                }
+            rows[1 + 2 * count] = (int64_t)(x + at_d + at_h);
+            rows[2 + 2 * count] = *w;
+            count++;
         }
-    }
+    rows[0] = count;
 }
 
-INLINE void FN(pixels_body)(const int pixel_count, const int vector_count, int64_t part, int64_t count, const real *const *taps,
-                            int64_t channel, const real *w, const int64_t *restrict w_offsets, real *c, int64_t add)
+/* All columns of a tile as if of one kernel row, with addresses for places, so that padding can be a pixel of zeros; a 0
+ * behind each K block, and the number of blocks in front. */
+static void FN(addressed_columns)(const int64_t *kernel_rows, const int64_t *columns, int64_t pixels, int64_t k_block,
+                                  const real *zeros, int64_t *to)
 {
-    vec sum[PIXELS][PIXEL_VECTORS];
-    UNROLL(4)
-    for (int r = 0; r < pixel_count; r++) {
-        UNROLL(4)
-        for (int v = 0; v < vector_count; v++)
-            sum[r][v] = (vec){0};
-    }
-    for (int64_t k = 0; k < count; k++) {
-        const real *wk = w + w_offsets[k];
-        vec weight[PIXEL_VECTORS];
-        UNROLL(4)
-        for (int v = 0; v < vector_count; v++)
-            weight[v] = FN(load)(wk + v * LANES);
-        UNROLL(4)
-        for (int r = 0; r < pixel_count; r++) {
-            const real *x = taps[k * PIXELS + r] + channel;
-            UNROLL(4)
-            for (int v = 0; v < vector_count; v++)
-                sum[r][v] = FN(fma)(weight[v], part ? FN(load_part)(x, part) : FN(load)(x + v * LANES), sum[r][v]);
+    int64_t *blocks = to++, in_block = 0;
+    *blocks = 1;
+    for (int64_t r = 0; r < kernel_rows[0]; r++) {
+        int64_t x = kernel_rows[1 + 2 * r], w = kernel_rows[2 + 2 * r];
+        for (const int64_t *column = columns; column[0];) {
+            int64_t taps = column[0], places = pixels + taps - 1;
+            if (in_block + taps > k_block) {
+                *to++ = 0;
+                ++*blocks;
+                in_block = 0;
+            }
+            in_block += taps;
+            to[0] = taps;
+            to[1] = w + column[1];
+            to += 2;
+            column += 2;
+            for (int64_t k = 0; k < places; k++)
+                to[k] = column[k] < 0 ? (int64_t)zeros : x + column[k];
+            to += places;
+            column += places;
         }
     }
-    UNROLL(4)
-    for (int r = 0; r < pixel_count; r++) {
-        UNROLL(4)
-        for (int v = 0; v < vector_count; v++) {
-            real *to = c + (r * PIXEL_VECTORS + v) * LANES;
-            FN(store)(to, add ? FN(load)(to) + sum[r][v] : sum[r][v]);
-        }
-    }
+    *to = 0;
 }
 
-static NOINLINE void FN(pixels)(int64_t pixel_count, int64_t vectors, int64_t part, int64_t count, const real *const *taps,
-                                int64_t channel, const real *w, const int64_t *w_offsets, real *c, int64_t add)
+/* A tile of pixels for some channels. The last vector of all overlaps the one before, or is the only one. */
+static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t pixels, const int64_t *kernel_rows,
+                           const int64_t *columns, int64_t blocks, int64_t channel, int64_t end, real *y)
 {
-    /* Fewer pixels than PIXELS run as PIXELS: the addresses of the rest repeat. */
-    (void)pixel_count;
-    if (part)
-        FN(pixels_body)(PIXELS, 1, part, count, taps, channel, w, w_offsets, c, add);
-    else if (vectors == 4 && MANY_REGISTERS)
-        FN(pixels_body)(PIXELS, 4, 0, count, taps, channel, w, w_offsets, c, add);
-    else if (vectors >= 2)
-        FN(pixels_body)(PIXELS, 2, 0, count, taps, channel, w, w_offsets, c, add);
-    else
-        FN(pixels_body)(PIXELS, 1, 0, count, taps, channel, w, w_offsets, c, add);
+    real c[COLUMN_ROWS * (VEC_BYTES / sizeof(real))];
+    const real *w = (const real *)a->w, *bias = (const real *)a->b;
+    int simple = a->activation <= RELU6;
+    while (channel < end) {
+        int64_t left = end - channel, width = LANES, part = 0, many = 1;
+        FN(pixels_fn) tile = FN(pixels)[pixels];
+        if (left >= LANES) {
+            if (blocks == 1 && simple)
+                many = left / LANES;
+        } else {
+#ifdef HALF
+            if (left <= LANES / 2 && a->channels >= LANES / 2) {
+                width = LANES / 2;
+                tile = (FN(pixels_fn))HALF_FN(pixels)[pixels];
+            }
+#endif
+            if (a->channels >= width)
+                channel = a->channels - width;
+            else {
+                part = left;
+                tile = FN(part_pixels)[pixels];
+            }
+        }
+        FN(pixels_out) out = {c - channel, width, 0, part, many, 0, LINEAR};
+        const int64_t *column = columns;
+        for (int64_t block = blocks; block > 1; block--) {
+            column = tile(kernel_rows, column, channel, w, sum->w_step, &out);
+            out.total = c - channel;
+        }
+        out.bias = bias;
+        out.activation = simple ? (int)a->activation : LINEAR;
+        if (simple) {
+            out.y = y;
+            out.y_row = sum->y_row;
+        }
+        tile(kernel_rows, column, channel, w, sum->w_step, &out);
+        if (!simple) {
+            FN(finish_row)(c, pixels * width, 0, a->activation);
+            for (int64_t r = 0; r < pixels; r++)
+                FN(copy)(y + r * sum->y_row + channel, c + r * width, part ? part : width);
+        }
+        channel += many * width;
+    }
 }
 
 static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
+    static const int64_t one_row[] = {1, 0, 0};
     const depthwise_pixels_words *a = (const depthwise_pixels_words *)words;
     const pixel_sum_words *sums = (const pixel_sum_words *)a->sums;
-    const real *w = (const real *)a->w, *bias = (const real *)a->b;
     real *zeros = (real *)(a->work + thread * a->work_stride);
-    const real **taps = (const real **)(zeros + a->w_stride);
-    real c[PIXELS * PIXEL_VECTORS * (VEC_BYTES / sizeof(real))];
+    int64_t *rows = (int64_t *)(zeros + a->w_stride), *lists = rows + a->row_words, size = CHANNEL_VECTORS * LANES;
     FN(clear)(zeros, a->w_stride);
     for (int64_t task = begin; task < end; task++) {
         int64_t image = task / a->tasks, rest = task % a->tasks, s = a->sum_count - 1;
@@ -171,43 +270,23 @@ static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t en
             s--;
         const pixel_sum_words *sum = sums + s;
         rest -= sum->task_begin;
-        int64_t h = rest % sum->n_h, d = rest / sum->n_h, count = sum->taps_d * sum->taps_h * sum->taps_w;
-        const int64_t *map_d = (const int64_t *)sum->map_d, *map_h = (const int64_t *)sum->map_h, *map_w = (const int64_t *)sum->map_w;
-        const real *x = (const real *)a->x + image * a->x_image;
+        int64_t h = rest % sum->n_h, d = rest / sum->n_h;
         real *y = (real *)a->y + image * a->y_image + sum->y + d * sum->y_d + h * sum->y_h;
-        for (int64_t p = 0; p < sum->n_w; p += PIXELS) {
-            int64_t pixels = sum->n_w - p < PIXELS ? sum->n_w - p : PIXELS;
-            const real **tap = taps;
-            for (int64_t i = 0; i < sum->taps_d; i++)
-                for (int64_t j = 0; j < sum->taps_h; j++) {
-                    int64_t at_d = map_d[i * sum->n_d + d], at_h = map_h[j * sum->n_h + h];
-                    for (int64_t k = 0; k < sum->taps_w; k++)
-                        for (int64_t r = 0; r < PIXELS; r++) {
-                            int64_t at_w = map_w[k * sum->n_w + p + (r < pixels ? r : pixels - 1)];
-                            *tap++ = at_d < 0 || at_h < 0 || at_w < 0 ? zeros : x + at_d + at_h + at_w;
-                        }
-                }
-            for (int64_t channel = 0; channel < a->channels;) {
-                int64_t left = a->channels - channel, vectors = left / LANES, part = 0, k = 0;
-                if (vectors >= PIXEL_VECTORS && MANY_REGISTERS)
-                    vectors = PIXEL_VECTORS;
-                else if (vectors >= 2)
-                    vectors = 2;
-                else if (vectors == 0)
-                    part = left;
-                do {
-                    int64_t some = count - k < a->k_block ? count - k : a->k_block;
-                    FN(pixels)(pixels, vectors, part, some, taps + k * PIXELS, channel, w + channel, (const int64_t *)sum->w_offsets + k, c, k > 0);
-                    k += some;
-                } while (k < count);
-                int64_t done = part ? part : vectors * LANES;
-                for (int64_t r = 0; r < pixels; r++) {
-                    real *cr = c + r * PIXEL_VECTORS * LANES;
-                    if (bias || a->activation)
-                        FN(finish_lanes)(cr, done, bias ? bias + channel : 0, a->activation);
-                    FN(copy)(y + (p + r) * sum->y_w + channel, cr, done);
-                }
-                channel += done;
+        const pixel_tile_words *tiles = (const pixel_tile_words *)sum->tiles;
+        FN(kernel_rows)(sum, (const real *)a->x + image * a->x_image, d, h, rows);
+        for (int64_t t = 0; t < sum->tile_count; t++)
+            if (tiles[t].list >= 0)
+                FN(addressed_columns)(rows, (const int64_t *)tiles[t].columns, tiles[t].pixels, a->k_block, zeros, lists + tiles[t].list);
+        /* By blocks of channels: what the tiles of a row read in common is still in L1. */
+        for (int64_t channel = 0; channel < a->channels; channel += size) {
+            int64_t last = channel + size < a->channels ? channel + size : a->channels;
+            for (int64_t t = 0; t < sum->tile_count; t++) {
+                const pixel_tile_words *tile = tiles + t;
+                const int64_t *list = lists + tile->list;
+                if (tile->list < 0)
+                    FN(pixel_tile)(a, sum, tile->pixels, rows, (const int64_t *)tile->columns, 1, channel, last, y + tile->y);
+                else
+                    FN(pixel_tile)(a, sum, tile->pixels, one_row, list + 1, list[0], channel, last, y + tile->y);
             }
         }
     }

@@ -6,6 +6,7 @@
 #include "pack.h"
 #include "dense.h"
 #include "winograd.h"
+#include "columns.h"
 #include "depthwise.h"
 #include "deform.h"
 #include "dcn.h"
@@ -21,6 +22,7 @@ static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pac
 #undef real
 #undef int_of_real
 #undef FN
+#undef HALF_FN
 #undef vec
 #undef loose_vec
 #undef ivec

@@ -1,5 +1,30 @@
 /* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
 
+/* n elements of a source, `step` apart. */
+INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
+{
+    if (step == 1) {
+        FN(copy)(y, x, n);
+        return;
+    }
+    int64_t i = 0;
+    if (step == 2) /* one element less than two vectors hold may be left of the source */
+        for (; n - i > LANES; i += LANES)
+            FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
+    for (; i < n; i++)
+        y[i] = x[i * step];
+}
+
+/* n elements to places `step` apart. */
+INLINE void FN(copy_spread)(real *y, int64_t step, const real *x, int64_t n)
+{
+    if (step == 1)
+        FN(copy)(y, x, n);
+    else
+        for (int64_t i = 0; i < n; i++)
+            y[i * step] = x[i];
+}
+
 /* One row of a plane: each W phase in turn. A phase is a run through the source in equal steps, with whatever
  * padding asks for on both sides of it. A row that lies in the padding (source null) is zero. */
 static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, int64_t phases, int64_t lines,
@@ -10,22 +35,45 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
             FN(clear)(y, lines);
             continue;
         }
-        int64_t begin = runs[0], end = runs[1], first = runs[2], step = runs[3] * x_w;
-        const real *run = x + first * x_w;
-        for (int64_t i = 0; i < begin; i++)
+        for (int64_t i = 0; i < runs[0]; i++)
             y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
-        if (step == 1)
-            FN(copy)(y + begin, run, end - begin);
-        else {
-            int64_t i = begin;
-            if (step == 2) /* one element less than two vectors hold may be left of the source */
-                for (; end - i > LANES; i += LANES)
-                    FN(store)(y + i, FN(load_even)(run + (i - begin) * 2));
-            for (; i < end; i++)
-                y[i] = run[(i - begin) * step];
+        FN(copy_steps)(y + runs[0], x + runs[2] * x_w, runs[3] * x_w, runs[1] - runs[0]);
+        for (int64_t i = runs[1]; i < lines; i++)
+            y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
+    }
+}
+
+/* The first of n elements, if any. */
+INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
+
+/* Copies of COPY_WORDS. Zeros fill the last vector of a row, so that all vectors are stored whole. */
+static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
+{
+    real *y = to + c->to, *odd = to + c->odd;
+    int64_t y_row = c->to_row, x_row = c->at_row, n = c->n, step = c->step;
+    x += c->at;
+    if (step == 1 && ISA_LEVEL > 0) {
+        int64_t whole = (n - 1) / LANES * LANES;
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row) {
+            for (int64_t i = 0; i < whole; i += LANES)
+                FN(store)(y + i, FN(held)(FN(load)(x + i)));
+            FN(store)(y + whole, FN(load_part)(x + whole, n - whole));
         }
-        for (int64_t i = end; i < lines; i++)
-            y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
+    } else if (step == -2) {
+        int64_t whole = (n - 1) / (2 * LANES) * (2 * LANES);
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row)
+            for (int64_t i = 0; i < n; i += 2 * LANES) {
+                vec a = i < whole ? FN(load)(x + i) : FN(load_some)(x + i, n - i);
+                vec b = i < whole ? FN(load)(x + i + LANES) : FN(load_some)(x + i + LANES, n - i - LANES);
+                FN(store)(y + i / 2, FN(evens)(a, b));
+                FN(store)(odd + i / 2, FN(odds)(a, b));
+            }
+    } else {
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row)
+            if (step == 0)
+                FN(clear)(y, n);
+            else
+                FN(copy_steps)(y, x, step, n);
     }
 }
 
@@ -53,9 +101,16 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
                             int64_t channels, int64_t repeat, int64_t first_channel)
 {
     if (repeat > 1) {
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t c = 0; c < channels; c++)
-                y[i * y_w + c] = x[i * step + (first_channel + c) / repeat * x_channel];
+        for (int64_t i = 0; i < count; i++) {
+            const real *from = x + i * step + first_channel / repeat * x_channel;
+            for (int64_t c = 0, r = first_channel % repeat; c < channels; c++) {
+                y[i * y_w + c] = *from;
+                if (++r == repeat) {
+                    r = 0;
+                    from += x_channel;
+                }
+            }
+        }
     } else if (x_channel == 1) {
         for (int64_t i = 0; i < count; i++)
             FN(copy)(y + i * y_w, x + i * step + first_channel, channels);

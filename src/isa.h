@@ -11,6 +11,7 @@ static const isa_table JOIN(table, all, ISA) = {
 #undef ISA
 #undef ISA_LEVEL
 #undef VEC_BYTES
+#undef HALF
 #undef MANY_REGISTERS
 #undef TILE_ROWS
 #undef TILE_VECTORS

@@ -42,13 +42,15 @@
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
+/* Depthwise tiles: rows (or pixels) of one, and taps of a column. */
+#define COLUMN_ROWS 8
+#define COLUMN_TAPS 5
+
+/* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
+#define CHANNEL_VECTORS 64
+
 /* Winograd's tiles that leave together: their outputs stay in L1. */
 #define LEAVING_TILES 8
-
-/* Depthwise tiles: vectors of pixels in planes; pixels, and vectors of channels, with channels last. */
-#define STRIP 8
-#define PIXELS 4
-#define PIXEL_VECTORS 4
 
 /* Vectors of channels that DCN sums at once. */
 #define DCN_VECTORS 4
@@ -113,6 +115,7 @@ typedef struct {
 #pragma GCC target("avx,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 #define ISA avx512
+#define HALF avx2
 #define ISA_LEVEL 2
 #define VEC_BYTES 64
 #define MANY_REGISTERS 1

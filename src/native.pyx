@@ -30,7 +30,7 @@ cdef extern from "native.h" nogil:
         const char *fields
     word_layout *word_layouts
     int WORD_LAYOUTS
-    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_TILES, STRIP, PIXELS
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_TILES, COLUMN_ROWS, COLUMN_TAPS
     int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
     ctypedef struct stage_words:
         engine_fn run
@@ -87,7 +87,7 @@ def word_tables():
 
 def limits():
     """Return the sizes the engines were compiled for, which lowering has to know."""
-    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "leaving_tiles": LEAVING_TILES, "strip": STRIP, "pixels": PIXELS}
+    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "leaving_tiles": LEAVING_TILES, "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS}
 
 
 def limit_seconds(str isa, str limit, str dtype, int64_t size, int64_t count, int repeats, int threads):

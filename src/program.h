@@ -101,21 +101,50 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(bands) W(band)           /* output rows of a band, in every sum */                                               \
     W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
     W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
-    W(line_d) W(line_phase) W(line_h) /* strides of the scratch */                                                     \
-    W(sums) W(sum_count) W(kernel_taps) W(k_block) W(activation)                                                       \
-    W(direct)
+    W(copies)                  /* copies of each band, each list ending with rows = 0; or null: rows by the maps */    \
+    W(line_d) W(line_phase) W(line_h) W(band_size) /* strides of the scratch, and size of a band in it */              \
+    W(sums) W(sum_count) W(kernel_taps) W(activation)                                                                  \
+    W(direct)                                                                                                          \
+    W(w_sums)                  /* sums that share each output row */                                                   \
+    W(spare) W(spare_sum)      /* where in scratch their results lie apart until all of them are there, if w_sums > 1 */ \
+    W(out_w)
 
-/* depthwise_pixels: one input channel a group, channels last. No halo at all: each tap of each pixel has an address,
- * from three tables, and padding is a row of zeros. */
+/* Rows of n elements, `step` apart in the source; step 0 clears them. With step -2 every second one of n neighbours goes
+ * to `to`, and the others to `odd`. */
+#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(to_row) W(at) W(at_row)
+
+/* A sum of depthwise_planes. */
+#define PLANE_SUM_WORDS(W)                                                                                             \
+    W(x_row) W(w_step)         /* of a column of taps: from vector to vector of the image, from weight to weight */    \
+    W(tiles) W(last_tiles)     /* of a band, and of the last one; each list ends with rows = 0 */                      \
+    W(x_d)                                                                                                             \
+    W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d) W(n_h)
+
+/* Rows and vectors (2^size, or half a vector: size 4) of a tile, where it begins; part: pixels of it that exist, if
+ * not all. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of the rows of the tile.
+ * `groups` holds, for each K block, groups of columns of equally many taps and then a 0. A group is: taps, words (these
+ * two included), (image, weight) of each column's first tap. */
+#define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y) W(groups) W(blocks)
+
+/* depthwise_pixels: one input channel a group, channels last. No halo at all: the pixels that a tile reads have addresses,
+ * and padding is a pixel of zeros. A task is a row of output pixels. */
 #define DEPTHWISE_PIXELS_WORDS(W)                                                                                      \
     W(x) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                               \
     W(x_image) W(y_image) W(channels) W(w_stride)                                                                      \
+    W(row_words)               /* room for the kernel rows that an output row meets */                                 \
     W(sums) W(sum_count) W(tasks) W(k_block) W(activation)
 
-/* A sum of depthwise_pixels: offset of tap t and output index q on an axis at table[t * n + q], -1 in the padding. */
+/* A sum of depthwise_pixels: map_d[t * n + q] is the offset of tap t for output q, -1 in the padding; w_rows the weights
+ * of each (tap of D, tap of H), and w_step lies between those of a column. */
 #define PIXEL_SUM_WORDS(W)                                                                                             \
-    W(task_begin) W(taps_d) W(taps_h) W(taps_w) W(map_d) W(map_h) W(map_w) W(w_offsets)                                \
-    W(y) W(y_d) W(y_h) W(y_w) W(n_d) W(n_h) W(n_w)
+    W(task_begin) W(taps_d) W(taps_h) W(map_d) W(map_h) W(w_rows) W(w_step)                                            \
+    W(tiles) W(tile_count)                                                                                             \
+    W(y) W(y_d) W(y_h) W(y_row) W(n_d) W(n_h)
+
+/* Pixels of a tile in a row, where the first is written, and the columns of taps along W: for each its taps, its weights
+ * and where in an image row the pixels + taps - 1 pixels lie that it reads, in bytes (-1: padding); then a 0. list: where
+ * a list of their addresses is made; -1 if none is needed, since nothing is padded and there is but one K block. */
+#define PIXEL_TILE_WORDS(W) W(pixels) W(y) W(columns) W(list)
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
  * behind the slowest axis). A task is a tile of output pixels. */
@@ -200,8 +229,12 @@ DECLARE(winograd_words, WINOGRAD_WORDS)
 DECLARE(winograd_sum_words, WINOGRAD_SUM_WORDS)
 DECLARE(winograd_tile_words, WINOGRAD_TILE_WORDS)
 DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
+DECLARE(plane_sum_words, PLANE_SUM_WORDS)
+DECLARE(plane_tile_words, PLANE_TILE_WORDS)
+DECLARE(copy_words, COPY_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
+DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(dcn_words, DCN_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
@@ -224,8 +257,12 @@ static const word_layout word_layouts[] = {
     {"winograd_sum", WINOGRAD_SUM_WORDS(W_NAME)},
     {"winograd_tile", WINOGRAD_TILE_WORDS(W_NAME)},
     {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
+    {"plane_sum", PLANE_SUM_WORDS(W_NAME)},
+    {"plane_tile", PLANE_TILE_WORDS(W_NAME)},
+    {"copy", COPY_WORDS(W_NAME)},
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
+    {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"dcn", DCN_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},

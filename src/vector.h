@@ -4,6 +4,7 @@
  *   ISA         the suffix of the instruction set: baseline, avx2, avx512
  *   ISA_LEVEL   0, 1 or 2 for the same
  *   VEC_BYTES   width of a vector register
+ *   HALF        if defined: an instruction set with vectors of half the width that rounds alike
  *   IS_FLOAT    1 for float, 0 for double
  * GNU vector extensions carry one text through all of them; only the fused multiply-add and the masked tails
  * are spelled out, so that every instantiation rounds alike (the compiler contracts nothing by itself).
@@ -19,6 +20,14 @@
 #define FN(name) JOIN(name, f64, ISA)
 #endif
 
+#ifdef HALF
+#if IS_FLOAT
+#define HALF_FN(name) JOIN(name, f32, HALF)
+#else
+#define HALF_FN(name) JOIN(name, f64, HALF)
+#endif
+#endif
+
 #define vec FN(vec)
 #define loose_vec FN(loose_vec)
 #define ivec FN(ivec)
@@ -30,6 +39,19 @@ typedef int_of_real ivec __attribute__((vector_size(VEC_BYTES)));
 
 INLINE vec FN(load)(const real *p) { return *(const loose_vec *)p; }
 INLINE void FN(store)(real *p, vec v) { *(loose_vec *)p = v; }
+
+/* A vector that several instructions use and that is to be loaded once, not by each of them. */
+INLINE vec FN(held)(vec v)
+{
+#if ISA_LEVEL == 2
+    __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(v));
+#endif
+    return v;
+}
 
 /* x - 0 and not 0 + x, which would turn -0 into 0. */
 INLINE vec FN(splat)(real x) { return x - (vec){0}; }
@@ -55,20 +77,35 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 #endif
 }
 
-/* Every second one of 2 * LANES elements. */
-INLINE vec FN(load_even)(const real *p)
-{
-    vec a = FN(load)(p), b = FN(load)(p + LANES);
+/* The lanes of two vectors in turn: the first half of them, and the second. */
 #if VEC_BYTES == 64 && IS_FLOAT
-    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
 #elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
-    return SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
 #elif IS_FLOAT || VEC_BYTES == 32
-    return SHUFFLE(a, b, 0, 2, 4, 6);
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 4, 1, 5); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 2, 6, 3, 7); }
 #else
-    return SHUFFLE(a, b, 0, 2);
+INLINE vec FN(zip_low)(vec a, vec b) { return SHUFFLE(a, b, 0, 2); }
+INLINE vec FN(zip_high)(vec a, vec b) { return SHUFFLE(a, b, 1, 3); }
 #endif
-}
+
+/* Every second lane of two vectors, from lane 0 on and from lane 1 on. */
+#if VEC_BYTES == 64 && IS_FLOAT
+#define EACH_SECOND(a, b, i)                                                                                           \
+    SHUFFLE(a, b, i, 2 + i, 4 + i, 6 + i, 8 + i, 10 + i, 12 + i, 14 + i, 16 + i, 18 + i, 20 + i, 22 + i, 24 + i, 26 + i, 28 + i, 30 + i)
+#elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
+#define EACH_SECOND(a, b, i) SHUFFLE(a, b, i, 2 + i, 4 + i, 6 + i, 8 + i, 10 + i, 12 + i, 14 + i)
+#elif IS_FLOAT || VEC_BYTES == 32
+#define EACH_SECOND(a, b, i) SHUFFLE(a, b, i, 2 + i, 4 + i, 6 + i)
+#else
+#define EACH_SECOND(a, b, i) SHUFFLE(a, b, i, 2 + i)
+#endif
+INLINE vec FN(evens)(vec a, vec b) { return EACH_SECOND(a, b, 0); }
+INLINE vec FN(odds)(vec a, vec b) { return EACH_SECOND(a, b, 1); }
+#undef EACH_SECOND
 
 /* The first n (1 <= n <= LANES) elements, zeros behind them; nothing behind them is touched. */
 INLINE vec FN(load_part)(const real *p, int64_t n)
@@ -77,6 +114,10 @@ INLINE vec FN(load_part)(const real *p, int64_t n)
     return (vec)_mm512_maskz_loadu_ps((__mmask16)(0xffffu >> (16 - n)), p);
 #elif ISA_LEVEL == 2
     return (vec)_mm512_maskz_loadu_pd((__mmask8)(0xffu >> (8 - n)), p);
+#elif ISA_LEVEL == 1 && IS_FLOAT
+    return (vec)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+#elif ISA_LEVEL == 1
+    return (vec)_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
 #else
     real part[VEC_BYTES / sizeof(real)] = {0};
     for (int64_t i = 0; i < n; i++)
@@ -97,15 +138,20 @@ INLINE void FN(store_part)(real *p, vec v, int64_t n)
 #endif
 }
 
-/* Exactly n elements, of arrays that do not overlap. */
+/* Exactly n elements, of arrays that do not overlap. The last vector overlaps the one before it. */
 INLINE void FN(copy)(real *restrict y, const real *restrict x, int64_t n)
 {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
         FN(store)(y + i, FN(load)(x + i));
+    if (i == n)
+        return;
+    if (i > 0) {
+        FN(store)(y + n - LANES, FN(load)(x + n - LANES));
+        return;
+    }
 #if ISA_LEVEL == 2
-    if (i < n)
-        FN(store_part)(y + i, FN(load_part)(x + i, n - i), n - i);
+    FN(store_part)(y, FN(load_part)(x, n), n);
 #else
     for (; i < n; i++)
         y[i] = x[i];

@@ -54,12 +54,14 @@ def test_tiles_are_those_of_the_compiled_backend(engines):
 
 def test_frames_have_room_for_what_the_lowering_plans():
     from fastconv import _native
-    from fastconv.backends.numba import depthwise, tile, winograd
+    from fastconv.backends.numba import columns, tile, winograd
+    from fastconv.lowering import columns as lowered
 
     own = {"k_block": tile.MAX_K_BLOCK, "pixel_block": tile.MAX_PIXEL_BLOCK}
     own |= {"leaving_tiles": winograd.LEAVING_TILES}
-    own |= {"strip": depthwise.STRIP, "pixels": depthwise.PIXELS}
+    own |= {"column_rows": columns.MAX_ROWS, "column_taps": columns.MAX_TAPS}
     assert own == _native.limits()
+    assert (lowered.TILE_ROWS, lowered.MAX_TAPS) == (columns.MAX_ROWS, columns.MAX_TAPS)
 
 
 def test_winograd_has_the_algorithms_that_the_lowering_plans():

@@ -1,31 +1,21 @@
-"""One input channel a group, with any channel multiplier, plain or transposed."""
+"""One input channel a group, with any channel multiplier, plain or transposed; channels first in this file."""
 
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from ..problem import Problem
-from .dense import add_bias_only, add_halo
-from .geometry import (
-    Axes,
-    Image,
-    axes_of,
-    convolution_axis,
-    input_strides,
-    kernel_index,
-    output_strides,
-    sums_of,
-)
-from .program import ENOUGH_TASKS, K_BLOCK, Builder, Engines, Operand, Words, round_up
+from .columns import TILE_ROWS, Columns, plane_tiles
+from .dense import add_bias_only
+from .geometry import Axes, Axis, Image, axes_of, input_strides, output_strides, sums_of
+from .pixels import is_small, lower_pixels
+from .program import ENOUGH_TASKS, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise"]
 
-# The haloed rows of a band share L2 with its output.
-BAND_BYTES = 1 << 18
-# As in src/native.h: vectors of a strip (so many may be read behind the last pixel), pixels of a tile.
-STRIP = 8
-PIXELS = 4
-GFLOPS = 20.0
+# Two bands lie in L1 beside what is read and written: one is summed while the next is copied. From 6 to 16 kB the
+# time is the same; at 8 kB a 7x7 layer has 1.3 misses in L1 a line of input and output, at 16 kB 1.8.
+BAND_BYTES = 8 << 10
+GFLOPS = 40.0
 
 
 def lower_depthwise(problem: Problem, engines: Engines) -> Any:
@@ -36,12 +26,12 @@ def lower_depthwise(problem: Problem, engines: Engines) -> Any:
         add_bias_only(b)
     if not sums_of(axes):
         return b.finish(0, "none: no tap meets the input")
-    if problem.layout == "NHWC":
-        _lower_pixels(b, axes)
-        tile = f"{PIXELS} pixels x {4 * b.lanes} channels"
+    if problem.layout == "NHWC" or is_small(b, axes):
+        lower_pixels(b, axes)
+        tile = f"{TILE_ROWS} pixels x {b.lanes} channels"
     else:
         _lower_planes(b, axes)
-        tile = f"{STRIP * b.lanes} pixels"
+        tile = f"{TILE_ROWS} rows x {b.lanes} pixels"
     return b.finish(problem.flops / problem.batch / GFLOPS if problem.batch else 0, tile)
 
 
@@ -49,44 +39,60 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     p = b.problem
     d, h, w = axes
     direct = all(axis.is_identity for axis in axes)
-    rows = max(s.count for s in h.sums)
-    band = _band(b, axes, rows, direct)
-    band_lines = h.lines if band == rows else min(band + h.reach, h.lines)
-    image = Image.of(axes, 1, h.lines if direct else band_lines)
+    band = _band(b, axes, direct)
+    band_lines = min(band + h.reach, h.lines)
+    # In scratch, rows begin on a vector.
+    image = Image.of(axes, 1, h.lines if direct else band_lines, 1 if direct else b.lanes)
     y_image, y_channel, y_d, y_h, y_w = output_strides(p)
     source = input_strides(p)
+    bands = -(-max(s.count for s in h.sums) // band)
+    # Phases of the output along W are merged: each row of them is written whole, from results that lie apart.
+    merged = len(w.sums) > 1 and [s.start for s in w.sums] == list(range(w.sums[0].step))
+    merged_row = round_up(w.sums[0].count, b.lanes)
     records = []
     for s in sums_of(axes):
-        kernel = kernel_index(axes, s)
+        columns = Columns(b, axes, s, image, band, whole=bands == 1)
+        step = columns.row_step
+        x, y = (image.h, 1), (merged_row, 1) if merged else (s[1].step * y_h, s[2].step * y_w)
+        lists = [
+            list(plane_tiles(b, rows, s[2].count, columns, x, y))
+            for rows in (min(band, s[1].count), s[1].count - (bands - 1) * band)
+        ]
+        end = dict.fromkeys(WORDS["plane_tile"], 0)
         records.append(
-            dict.fromkeys(("task_begin", "w", "w_group", "w_block", "x"), 0)
-            | {
-                "taps": len(kernel),
-                "x_offsets": b.table(image.tap_offsets(s)),
-                "w_places": 0,
-                "w_offsets": b.table(kernel),
+            {
+                "x_row": step * image.h,
+                "w_step": columns.w_step,
+                "tiles": b.records("plane_tile", [*lists[0], end]),
+                "last_tiles": b.records("plane_tile", [*lists[1], end]),
                 "x_d": image.d,
-                "x_h": image.h,
-                "x_w": 1,
-                "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
+                "y": s[0].start * y_d + s[1].start * y_h + (0 if merged else s[2].start * y_w),
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
-                "y_w": s[2].step * y_w,
+                "y_w": y[1],
+                "y_row": step * y[0],
                 "n_d": s[0].count,
                 "n_h": s[1].count,
-                "n_w": s[2].count,
             }
         )
+    copies = 0
+    if not any(axis.has_borders for axis in axes):
+        copies = b.table([_copies(b, axes, image, source, i * band, bands) for i in range(bands)])
+    runs = w.runs()
+    before = -int(runs[0, 0]) % b.lanes  # so that the first run begins on a vector
+    band_size = round_up(image.size + 2 * b.lanes, b.lanes)
+    spare = round_up(2 * band_size, b.lanes)
+    spare_sum = band * merged_row
+    work = b.thread(before + spare + (len(w.sums) * spare_sum + b.lanes if merged else 0))
     if not direct:
-        b.copies.append(f"haloed rows: {image.size * b.itemsize / 1e3:.3g} kB a thread")
-    bands = -(-rows // band)
+        b.copies.append(f"haloed rows: {2 * image.size * b.itemsize / 1e3:.3g} kB a thread")
     words: Words = dict(
         x=b.operand("input"),
         x_end=Operand("input_end"),
         w=Operand("weight"),
         b=b.operand("bias"),
         y=b.operand("output"),
-        work=b.thread(image.size + 2 * STRIP * b.lanes),
+        work=Operand(work.name, 0, before * b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         x_image=source[0],
@@ -109,96 +115,86 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         map_d=b.table(d.map),
         map_h=b.table(h.map),
         map_w=b.table(w.map),
-        runs=b.table(w.runs()),
+        runs=b.table(runs),
+        copies=copies,
         line_d=image.d,
         line_phase=image.phase,
         line_h=image.h,
-        sums=b.records("sum", records),
+        band_size=band_size,
+        sums=b.records("plane_sum", records),
         sum_count=len(records),
         kernel_taps=p.taps,
-        k_block=K_BLOCK,
         activation=b.engines.activation(p),
         direct=int(direct),
+        w_sums=len(w.sums) if merged else 1,
+        spare=spare,
+        spare_sum=spare_sum,
+        out_w=w.out,
     )
     b.stage("depthwise_planes", p.in_channels * bands, words)
 
 
-def _band(b: Builder, axes: Axes, rows: int, direct: bool) -> int:
-    """Output rows of a task: all, unless the halo would leave L2 or there would be too few tasks."""
+def _copies(b: Builder, axes: Axes, image: Image, source: tuple[int, ...], first_row: int, bands: int) -> int:
+    """Keep the list of copies that make one band of the haloed image, and return its address."""
     d, h, w = axes
+    lines = min(image.lines_h, h.lines - first_row)
+    pieces = list(_row_pieces(w, image, source[4]))
+    records = []
+    for line_d, from_d in enumerate(d.map.ravel().tolist()):
+        for p, (run_begin, run_end, first, step) in enumerate(h.runs().tolist()):
+            if from_d < 0:
+                continue
+            begin, end = (min(max(edge - first_row, 0), lines) for edge in (run_begin, run_end))
+            at = line_d * image.d + p * image.lines_h * image.h
+            source_row = first + (first_row + begin - run_begin) * step
+            row = from_d * source[2] + source_row * source[3]
+            spans = [(begin, end, 1)]
+            if bands > 1:  # what another band has written is cleared
+                spans += [(0, begin, 0), (end, lines, 0)]
+            for top, bottom, copied in spans:
+                for piece in pieces if bottom > top else ():
+                    to = at + top * image.h
+                    places = {"to": to + piece["to"], "odd": to + piece["odd"], "at": row + piece["at"]}
+                    rows = {"rows": bottom - top, "to_row": image.h, "at_row": step * source[3]}
+                    if copied:
+                        records.append(piece | places | rows)
+                        continue
+                    pair = piece["step"] == -2
+                    cleared = {"step": 0, "n": -(-piece["n"] // (1 + pair))}
+                    records += [piece | rows | cleared | {"to": places[k]} for k in ("to", "odd")[: 1 + pair]]
+    return b.records("copy", [*records, dict.fromkeys(WORDS["copy"], 0)])
+
+
+def _row_pieces(w: Axis, image: Image, x_w: int) -> Iterator[dict[str, int]]:
+    """What is copied of a row: the run of each phase, or those of a pair of phases that alternate in one piece."""
+    runs = w.runs().tolist()
+    at = [q * image.phase + run[0] for q, run in enumerate(runs)]
+    counts = [run[1] - run[0] for run in runs]
+    if (
+        len(runs) == 2
+        and x_w == 1
+        and [run[3] for run in runs] == [2, 2]
+        and abs(runs[0][2] - runs[1][2]) == 1
+    ):
+        even = int(runs[1][2] < runs[0][2])
+        odd = 1 - even
+        if counts[even] - counts[odd] in (0, 1):
+            yield {"n": sum(counts), "step": -2, "to": at[even], "odd": at[odd], "at": runs[even][2]}
+            return
+    for q, run in enumerate(runs):
+        if counts[q]:
+            yield {"n": counts[q], "step": run[3] * x_w, "to": at[q], "odd": 0, "at": run[2] * x_w}
+
+
+def _band(b: Builder, axes: Axes, direct: bool) -> int:
+    """Output rows of a task: all, unless two bands would leave L1 or there would be too few tasks."""
+    d, h, w = axes
+    rows = max(s.count for s in h.sums)
     if direct and d.lines > 1:
         return rows  # the copy at the end of the array has the strides of the whole image
-    line = d.map.size * w.map.size * h.phases * b.itemsize
-    most = max(BAND_BYTES // line - h.reach, 4 + h.reach // 2)
+    line = d.map.size * w.phases * round_up(w.lines, b.lanes) * h.phases * b.itemsize
+    most = max(BAND_BYTES // line - h.reach, TILE_ROWS, 2 * h.reach)
     bands = max(-(-rows // most), min(ENOUGH_TASKS // b.problem.in_channels, rows // (8 + 4 * h.reach)), 1)
-    return -(-rows // bands)
-
-
-def _lower_pixels(b: Builder, axes: Axes) -> None:
-    p = b.problem
-    channels = p.out_channels
-    x_image, _, *strides = input_strides(p)
-    x = b.operand("input")
-    if channels != p.in_channels:
-        # Each channel is repeated for every output it feeds; then output and input channels agree.
-        x, x_image, strides = _repeat(b)
-    w_stride = round_up(channels, b.lanes)
-    taps = np.arange(p.taps)
-    packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
-    y_image, _, y_d, y_h, y_w = output_strides(p)
-    records, tasks = [], 0
-    for s in sums_of(axes):
-        sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]
-        maps = [np.where(at >= 0, at * stride, -1) for at, stride in zip(sources, strides, strict=True)]
-        records.append(
-            {
-                "task_begin": tasks,
-                "taps_d": len(s[0].taps),
-                "taps_h": len(s[1].taps),
-                "taps_w": len(s[2].taps),
-                "map_d": b.table(maps[0]),
-                "map_h": b.table(maps[1]),
-                "map_w": b.table(maps[2]),
-                "w_offsets": b.table(kernel_index(axes, s) * w_stride),
-                "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
-                "y_d": s[0].step * y_d,
-                "y_h": s[1].step * y_h,
-                "y_w": s[2].step * y_w,
-                "n_d": s[0].count,
-                "n_h": s[1].count,
-                "n_w": s[2].count,
-            }
-        )
-        tasks += s[0].count * s[1].count
-    words: Words = dict(
-        x=x,
-        w=packed,
-        b=b.operand("bias"),
-        y=b.operand("output"),
-        work=b.thread(w_stride + PIXELS * p.taps * 8 // b.itemsize),
-        work_stride=Operand("thread_stride"),
-        images=Operand("images"),
-        x_image=x_image,
-        y_image=y_image,
-        channels=channels,
-        w_stride=w_stride,
-        sums=b.records("pixel_sum", records),
-        sum_count=len(records),
-        tasks=tasks,
-        k_block=K_BLOCK,
-        activation=b.engines.activation(p),
-    )
-    b.stage("depthwise_pixels", tasks, words)
-
-
-def _repeat(b: Builder) -> tuple[Operand, int, list[int]]:
-    """Add the stage that repeats input channels, and return the image it makes, its size and its strides."""
-    p = b.problem
-    sizes = (1,) * (3 - p.ndim) + p.input_size
-    d, h, w = (convolution_axis(size, 1, size, 1, (0, 0), 1, "zeros") for size in sizes)
-    image = Image.of((d, h, w), p.out_channels)
-    b.chunked(image.size * b.itemsize)
-    starts = np.array([0, p.out_channels])
-    repeat = p.out_channels // p.in_channels
-    x = add_halo(b, "halo_pixels", (d, h, w), image, image.size, 0, starts, 0, repeat, "repeated channels")
-    return x, image.size, [image.d, image.h, image.w]
+    # Whole tiles, where that costs no further band.
+    band = -(-rows // bands)
+    return min(round_up(band, TILE_ROWS), rows)

@@ -81,6 +81,15 @@ class Axis:
             self.phases == 1 and self.lines == self.size and np.array_equal(self.map[0], np.arange(self.size))
         )
 
+    @property
+    def has_borders(self) -> bool:
+        """Whether lines outside the runs hold something else than zeros."""
+        runs = self.runs()
+        return any(
+            (np.delete(line, np.s_[run[0] : run[1]]) >= 0).any()
+            for line, run in zip(self.map, runs, strict=True)
+        )
+
     def runs(self) -> np.ndarray:
         """For each phase (begin, end, first, step): lines begin..end read the source in equal steps."""
         found = np.zeros((self.phases, 4), np.int64)
@@ -234,12 +243,15 @@ class Image:
     lines_h: int
 
     @classmethod
-    def of(cls, axes: Axes, pixel: int, lines_h: int | None = None) -> "Image":
-        """Lay out the lines of three axes, `pixel` elements each; `lines_h` if only a band is kept."""
+    def of(cls, axes: Axes, pixel: int, lines_h: int | None = None, align: int = 1) -> "Image":
+        """Lay out the lines of three axes, `pixel` elements each; `lines_h` if only a band is kept.
+
+        Rows are `align` elements apart, or a multiple of that, and may be written up to the next multiple.
+        """
         d, h, w = axes
         lines_h = h.lines if lines_h is None else lines_h
-        row = w.lines * pixel
-        phase = h.phases * lines_h * row
+        row = -(-w.lines * pixel // align) * align
+        phase = h.phases * lines_h * row + (align if align > 1 else 0)
         return cls(
             w.phases * phase, phase, row, pixel, d.phases * d.lines * w.phases * phase, d.lines, lines_h
         )
@@ -260,14 +272,14 @@ def kernel_index(axes: Axes, sums: Sums) -> np.ndarray:
     return ((d.taps[:, None, None] * kh + h.taps[:, None]) * kw + w.taps).ravel().astype(np.int64)
 
 
-def output_strides(problem: Problem) -> tuple[int, int, int, int, int]:
-    """Return the strides (image, channel, d, h, w) of the output, in elements."""
-    return _strides(problem.layout, problem.out_channels, problem.output_size)
+def output_strides(problem: Problem, layout: str | None = None) -> tuple[int, int, int, int, int]:
+    """Return the strides (image, channel, d, h, w) of the output, in elements, as they are or in another layout."""
+    return _strides(layout or problem.layout, problem.out_channels, problem.output_size)
 
 
-def input_strides(problem: Problem) -> tuple[int, int, int, int, int]:
-    """Return the strides (image, channel, d, h, w) of the input, in elements."""
-    return _strides(problem.layout, problem.in_channels, problem.input_size)
+def input_strides(problem: Problem, layout: str | None = None) -> tuple[int, int, int, int, int]:
+    """Return the strides (image, channel, d, h, w) of the input, in elements, as they are or in another layout."""
+    return _strides(layout or problem.layout, problem.in_channels, problem.input_size)
 
 
 def _strides(layout: str, channels: int, size: tuple[int, ...]) -> tuple[int, int, int, int, int]:

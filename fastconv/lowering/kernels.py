@@ -1,8 +1,8 @@
 """The kernels of every backend that runs programs: what each takes, what it costs, how its program is made.
 
 =========================  ===========================================================================
-conv_depthwise_nchw        strips of pixels, the halo of a channel in the thread's own scratch
-conv_depthwise_nhwc        channels in vectors, no halo: an address for each tap
+conv_depthwise_nchw        tiles of rows, the halo of a channel in the thread's own scratch
+conv_depthwise_nhwc        channels in vectors, no halo: padding is a pixel of zeros
 conv_winograd_4, _5, _6    small squares of stride 1: fewer products, between transforms to 4x4 ... 6x6 points
 conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
@@ -38,7 +38,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 # Rough speeds of one core, only there to rank kernels: operations and bytes a second.
 DENSE_FLOPS = 100e9
-DEPTHWISE_FLOPS = 15e9
+DEPTHWISE_FLOPS = 45e9
 SAMPLE_BYTES = 20e9
 TRANSFORM_BYTES = 20e9
 CACHE_BYTES = 27e9

@@ -48,14 +48,19 @@ _WINOGRAD_SUM = "tiles tile_count w w_offsets x_offsets"
 _WINOGRAD_TILE = "x y rows columns row"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
-    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs "
-    "line_d line_phase line_h sums sum_count kernel_taps k_block activation direct"
+    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
+    "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct w_sums spare "
+    "spare_sum out_w"
 )
+_PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d n_h"
+_PLANE_TILE = "rows size part x y groups blocks"
+_COPY = "rows n step to odd to_row at at_row"
 _DEPTHWISE_PIXELS = (
-    "x w b y work work_stride images x_image y_image channels w_stride sums sum_count tasks k_block "
+    "x w b y work work_stride images x_image y_image channels w_stride row_words sums sum_count tasks k_block "
     "activation"
 )
-_PIXEL_SUM = "task_begin taps_d taps_h taps_w map_d map_h map_w w_offsets y y_d y_h y_w n_d n_h n_w"
+_PIXEL_SUM = "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
+_PIXEL_TILE = "pixels y columns list"
 _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
@@ -87,8 +92,12 @@ WORDS = {
     "winograd_sum": tuple(_WINOGRAD_SUM.split()),
     "winograd_tile": tuple(_WINOGRAD_TILE.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
+    "plane_sum": tuple(_PLANE_SUM.split()),
+    "plane_tile": tuple(_PLANE_TILE.split()),
+    "copy": tuple(_COPY.split()),
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
+    "pixel_tile": tuple(_PIXEL_TILE.split()),
     "deform": tuple(_DEFORM.split()),
     "dcn": tuple(_DCN.split()),
     "block": tuple(_BLOCK.split()),

@@ -1,94 +1,38 @@
 """One input channel a group. There is no matrix product to block: what counts is how often a value is moved.
 
-``depthwise_planes`` (channels first) sums strips of eight vectors of pixels, whose halo is made in the
-thread's own scratch. ``depthwise_pixels`` (channels last) makes no halo at all: each tap of each pixel has an
-address, from three tables, and padding is a row of zeros.
+``depthwise_planes`` (channels first) sums tiles of rows, in a band of the image whose halo is made in the thread's
+own scratch. ``depthwise_pixels`` (channels last) makes no halo at all: tiles that meet padding get a list of the
+addresses of their pixels, in which padding is a pixel of zeros.
 """
 
-from .epilogue import finish_lanes, finish_row, store_rows
-from .halo import fill_row
-from .moves import clear, copy
+from .columns import MAX_ROWS, columns, halves, pixels
+from .epilogue import LINEAR, RELU6, finish_row
+from .halo import copy_rows, fill_row
+from .moves import clear, copy, copy_strided, merge
 from .simd import (
-    INTEGERS,
-    WORD,
     address,
     elements_before,
-    emit_at,
-    emit_first,
-    emit_fma,
-    emit_get,
-    emit_loads,
-    emit_loop,
-    emit_masked_load,
-    emit_out_of_line,
-    emit_splat,
-    emit_switch,
-    emit_totals,
     helper,
     integers,
     lanes,
-    ll_reals,
-    ll_vector,
+    real,
     reals,
     records,
-    stack_runs,
+    stack_integers,
     stack_vectors,
-    verb,
-    void,
-    word,
-    zeros,
 )
-from .tile import shapes_for
 
-STRIP = 8  # vectors: their sums, a weight and a load fit 16 registers
-PIXELS, PIXEL_VECTORS = 4, 4
-PIXEL_SUMS = PIXELS * PIXEL_VECTORS
-
-
-def emit_strip(kind, vectors):
-    """Return what emits the sums of a strip of so many vectors."""
-
-    def emit(builder, count, x, x_offsets, w, w_offsets, c, add):
-        def step(k, sums):
-            x_k, w_k = emit_get(builder, x_offsets, k), emit_get(builder, w_offsets, k)
-            weight = emit_splat(builder, ll_vector(kind), emit_get(builder, w, w_k))
-            values = emit_loads(builder, kind, emit_at(builder, x, x_k), vectors)
-            return [
-                emit_fma(builder, weight, value, total) for value, total in zip(values, sums, strict=True)
-            ]
-
-        totals = emit_loop(builder, count, zeros(kind, vectors), step)
-        emit_totals(builder, kind, totals, [emit_at(builder, c, v * kind.lanes) for v in range(vectors)], add)
-
-    return emit
-
-
-@verb
-def strip(vectors, count, x, x_offsets, w, w_offsets, c, add):
-    """c[j] (+)= sum_k w[w_offsets[k]] * x[x_offsets[k] + j], j < vectors * LANES."""
-
-    def emit(builder, vectors, *args):
-        def case(v):
-            name = f"fastconv_strip_{v}_{x.element}x{x.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_strip(x, v))
-
-        emit_switch(builder, vectors, {v: case(v) for v in range(1, STRIP + 1)})
-
-    return void(word, word, x, INTEGERS, w, INTEGERS, c, word), emit
+HALF = 4  # as in columns.py
+CHANNEL_VECTORS = 64
 
 
 @helper
-def band_lines(a, x, first_row, scratch):
-    """The band of one channel in line space: in place if the array reaches far enough, else a haloed copy."""
+def map_band(a, x, first_row, scratch):
+    """The rows of one band of one channel, each element through its maps: for padding that is not zero."""
     map_d, map_h, map_w, runs = integers(a.map_d), integers(a.map_h), integers(a.map_w), integers(a.runs)
-    lines = min(a.h_lines - first_row, a.band_lines)
-    if a.direct:
-        reach = (a.lines_d - 1) * a.line_d + (first_row + lines) * a.line_h + STRIP * lanes(x)
-        if elements_before(x, a.x_end) >= reach:
-            return x + first_row * a.line_h
     for d in range(a.lines_d):
         for p in range(a.h_phases):
-            for h in range(lines):
+            for h in range(min(a.h_lines - first_row, a.band_lines)):
                 from_d, from_h = map_d[d], map_h[p * a.h_lines + first_row + h]
                 to = scratch + (d * a.line_d + (p * a.band_lines + h) * a.line_h)
                 inside = from_d >= 0 and from_h >= 0
@@ -96,155 +40,293 @@ def band_lines(a, x, first_row, scratch):
                 if inside:
                     row = x + (from_d * a.x_d + from_h * a.x_h)
                 fill_row(to, a.line_phase, row, inside, a.x_w, a.w_phases, a.w_lines, map_w, runs)
+
+
+@helper
+def band_lines(a, x, band, scratch):
+    """One band of one channel in line space: in place if the array reaches far enough, else in scratch."""
+    first_row = band * a.band
+    if a.direct:
+        lines = min(a.h_lines - first_row, a.band_lines)
+        reach = (a.lines_d - 1) * a.line_d + (first_row + lines) * a.line_h + lanes(x)
+        if elements_before(x, a.x_end) >= reach:
+            return x + first_row * a.line_h
+    if a.copies == 0:
+        map_band(a, x, first_row, scratch)
+    else:
+        listed, c = records(a, integers(a.copies)[band], "copy"), 0
+        while listed[c].rows:
+            copy_rows(listed[c], scratch, x)
+            c += 1
     return scratch
+
+
+@helper
+def buffered_tile(s, tile, x, w, y, bias, activation, c, state):
+    """One tile by way of a buffer: several K blocks, strided output, activations that are not simple."""
+    rows, size, zero = tile.rows, tile.size, real(x, 0.0)
+    width = lanes(x) // 2 if size == HALF else lanes(x) << size
+    simple = activation <= RELU6
+    state[0] = tile.groups
+    for block in range(tile.blocks - 1):
+        group = integers(state[0])
+        columns(
+            rows, size, group, x, s.x_row, w, s.w_step, c, width, 0, c, min(block, 1), zero, LINEAR, state
+        )
+    clamp = activation if simple else LINEAR
+    adding = 1 if tile.blocks > 1 else 0
+    group = integers(state[0])
+    columns(rows, size, group, x, s.x_row, w, s.w_step, c, width, 0, c, adding, bias, clamp, state)
+    if not simple:
+        finish_row(c, rows * width, zero, activation)
+    for r in range(rows):
+        count = tile.part if tile.part else width
+        if s.y_w == 1:
+            copy(y + r * s.y_row, c + r * width, count)
+        else:
+            copy_strided(y + r * s.y_row, s.y_w, c + r * width, 1, count)
+
+
+@helper
+def sum_plane(s, tiles, x, w, bias, activation, y, c, state):
+    """All tiles of a plane of a band."""
+    direct = activation <= RELU6 and s.y_w == 1
+    t = 0
+    while tiles[t].rows:
+        tile = tiles[t]
+        if direct and tile.blocks == 1:
+            group = integers(tile.groups)
+            to = y + tile.y
+            columns(
+                tile.rows,
+                tile.size,
+                group,
+                x + tile.x,
+                s.x_row,
+                w,
+                s.w_step,
+                to,
+                s.y_row,
+                tile.part,
+                c,
+                0,
+                bias,
+                activation,
+                state,
+            )
+        else:
+            buffered_tile(s, tile, x + tile.x, w, y + tile.y, bias, activation, c, state)
+        t += 1
+
+
+@helper
+def sum_band(a, sums, lines, image, o, band, scratch, c, state):
+    """The sums of one band that share output rows, for one output channel."""
+    w = reals(a, a.w) + o * a.kernel_taps
+    bias = reals(a, a.b)[o] if a.b else real(a, 0.0)
+    apart = scratch + a.spare
+    first = sums[0]
+    y = reals(a, a.y) + (image * a.y_image + o * a.y_channel + first.y + band * a.band * first.y_h)
+    last = band == a.bands - 1
+    for d in range(first.n_d):
+        y_d = y + d * first.y_d
+        for k in range(a.w_sums):
+            s = sums[k]
+            tiles = records(a, s.last_tiles if last else s.tiles, "plane_tile")
+            to = y_d if a.w_sums == 1 else apart + k * a.spare_sum
+            sum_plane(s, tiles, lines + d * s.x_d, w, bias, a.activation, to, c, state)
+        if a.w_sums > 1:
+            rows = first.n_h - band * a.band if last else a.band
+            for h in range(rows):
+                merge(
+                    y_d + h * first.y_h, apart + h * (a.spare_sum // a.band), a.spare_sum, a.w_sums, a.out_w
+                )
+
+
+@helper
+def read_band(a, task, scratch):
+    """The lines of the band of a task, which begin in one half of scratch or the other."""
+    band, plane = task % a.bands, task // a.bands
+    x = reals(a, a.x) + (plane // a.channels * a.x_image + plane % a.channels * a.x_channel)
+    return band_lines(a, x, band, scratch + (task & 1) * a.band_size)
 
 
 def depthwise_planes(a, begin, end, thread):
     """A task is a band of rows of one channel."""
-    bias = reals(a, a.b)
-    c, run = stack_vectors(a, STRIP), stack_runs(a, 1)
-    strip_pixels = STRIP * lanes(a)
+    c, state = stack_vectors(a, MAX_ROWS), stack_integers(1)
+    scratch = reals(a, a.work + thread * a.work_stride)
+    clear(scratch, 2 * a.band_size)
+    sums = records(a, a.sums, "plane_sum")
+    # The next band is copied before this one is summed: its stores have time to land.
+    lines = read_band(a, begin, scratch)
     for task in range(begin, end):
-        first_row, rest = task % a.bands * a.band, task // a.bands
-        channel, image = rest % a.channels, rest // a.channels
-        plane = reals(a, a.x) + (image * a.x_image + channel * a.x_channel)
-        lines = band_lines(a, plane, first_row, reals(a, a.work + thread * a.work_stride))
-        for s in range(a.sum_count):
-            part = records(a, a.sums, "sum")[s]
-            x_offsets, w_offsets = integers(part.x_offsets), integers(part.w_offsets)
-            rows = min(part.n_h - first_row, a.band)
-            if rows <= 0:
-                continue
-            # All rows of the band are one strip of line space: what lies between two rows is computed and
-            # dropped, so that narrow images fill the vectors too.
-            length = (rows - 1) * part.x_h + part.n_w
-            for o in range(channel * a.multiplier, (channel + 1) * a.multiplier):
-                w = reals(a, a.w) + o * a.kernel_taps
-                b = bias[o] if a.b else 0.0
-                for d in range(part.n_d):
-                    x = lines + (part.x + d * part.x_d)
-                    y_at = image * a.y_image + o * a.y_channel + part.y + d * part.y_d + first_row * part.y_h
-                    y = reals(a, a.y) + y_at
-                    h, left = 0, 0  # the row at `at`, and how much of it has been written
-                    for at in range(0, length, strip_pixels):
-                        count = min(length - at, strip_pixels)
-                        vectors = (count + lanes(a) - 1) // lanes(a)
-                        k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
-                        for kb in range(k_blocks):
-                            k = kb * a.k_block
-                            taps = min(part.taps - k, a.k_block)
-                            strip(vectors, taps, x + at, x_offsets + k, w, w_offsets + k, c, kb)
-                        if a.b or a.activation:
-                            finish_row(c, count, b, a.activation)
-                        while h < rows:
-                            run.at = h * part.x_h + left - at
-                            if run.at >= count:
-                                break
-                            run.count = min(part.n_w - left, count - run.at)
-                            run.y = h * part.y_h + left * part.y_w
-                            store_rows(c, 0, 1, run, 1, y, 0, part.y_w)
-                            left += run.count
-                            if left < part.n_w:
-                                break
-                            left = 0
-                            h += 1
+        following = read_band(a, task + 1, scratch) if task + 1 < end else lines
+        band, plane = task % a.bands, task // a.bands
+        channel, image = plane % a.channels, plane // a.channels
+        for s in range(0, a.sum_count, a.w_sums):
+            for m in range(a.multiplier):
+                sum_band(a, sums[s], lines, image, channel * a.multiplier + m, band, scratch, c, state)
+        lines = following
 
 
-def emit_pixels(kind, vectors, masked):
-    """Return what emits the sums of PIXELS pixels by so many vectors of channels, or a part of one vector."""
-
-    def emit(builder, part, count, taps, channel, w, w_offsets, c, add):
-        def load_pixel(tap):
-            pixel = emit_at(builder, builder.inttoptr(tap, ll_reals(kind)), channel)
-            if masked:
-                return [emit_masked_load(builder, kind, pixel, emit_first(builder, kind, part))]
-            return emit_loads(builder, kind, pixel, vectors)
-
-        def step(k, sums):
-            weights = emit_loads(builder, kind, emit_at(builder, w, emit_get(builder, w_offsets, k)), vectors)
-            k_taps = emit_at(builder, taps, builder.mul(k, WORD(PIXELS)))
-            values = [value for r in range(PIXELS) for value in load_pixel(emit_get(builder, k_taps, r))]
-            factors = zip(weights * PIXELS, values, sums, strict=True)
-            return [emit_fma(builder, weight, value, total) for weight, value, total in factors]
-
-        totals = emit_loop(builder, count, zeros(kind, PIXELS * vectors), step)
-        numbers = [r * PIXEL_VECTORS + v for r in range(PIXELS) for v in range(vectors)]
-        emit_totals(builder, kind, totals, [emit_at(builder, c, n * kind.lanes) for n in numbers], add)
-
-    return emit
+@helper
+def list_kernel_rows(s, x, d, h, rows):
+    """The kernel rows that output row (d, h) meets, with how many they are in front."""
+    map_d, map_h, w = integers(s.map_d), integers(s.map_h), integers(s.w_rows)
+    count = 0
+    for i in range(s.taps_d):
+        for j in range(s.taps_h):
+            at_d, at_h = map_d[i * s.n_d + d], map_h[j * s.n_h + h]
+            if at_d >= 0 and at_h >= 0:
+                rows[1 + 2 * count] = address(x + (at_d + at_h))
+                rows[2 + 2 * count] = w[i * s.taps_h + j]
+                count += 1
+    rows[0] = count
 
 
-@verb
-def pixels(vectors, part, count, taps, channel, w, w_offsets, c, add):
-    """c[r][j] (+)= sum_k w[w_offsets[k] + j] * taps[k][r][channel + j]; `vectors` is 0 for a part of one."""
+@helper
+def address_columns(kernel_rows, column, pixels, k_block, zero, to):
+    """All columns of a tile as if of one kernel row, with addresses for places, so that padding can be zeros.
 
-    def emit(builder, vectors, *args):
-        def case(v):
-            name = f"fastconv_pixels_{v}_{w.element}x{w.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_pixels(w, max(v, 1), masked=v == 0))
+    A 0 is behind each K block, and the number of blocks in front.
+    """
+    at, blocks, in_block = 1, 1, 0
+    for r in range(kernel_rows[0]):
+        x, w = kernel_rows[1 + 2 * r], kernel_rows[2 + 2 * r]
+        k = 0
+        while column[k]:
+            taps = column[k]
+            if in_block + taps > k_block:
+                to[at] = 0
+                at, blocks, in_block = at + 1, blocks + 1, 0
+            in_block += taps
+            to[at], to[at + 1] = taps, w + column[k + 1]
+            for i in range(2, pixels + taps + 1):
+                to[at + i] = zero if column[k + i] < 0 else x + column[k + i]
+            at += pixels + taps + 1
+            k += pixels + taps + 1
+    to[at] = 0
+    to[0] = blocks
 
-        emit_switch(builder, vectors, {v: case(v) for v in (0, 1, 2, 4)})
 
-    return void(word, word, word, INTEGERS, word, w, INTEGERS, c, word), emit
-
-
-@verb
-def most_vectors(like):
-    """Vectors of channels that PIXELS pixels have registers for."""
-    return word(like), lambda builder, _: WORD(shapes_for(like)[1][1])
+@helper
+def pixel_tile(a, s, count, kernel_rows, column, blocks, channel, end, y, c, state):
+    """A tile of pixels for some channels. The last vector overlaps the one before, or is the only one."""
+    w, bias = reals(a, a.w), reals(a, a.b)
+    simple = a.activation <= RELU6
+    while channel < end:
+        left = end - channel
+        width, size, part, many = lanes(a), 0, 0, 1
+        if left >= lanes(a):
+            if blocks == 1 and simple:
+                many = left // lanes(a)
+        else:
+            if halves(a) and left <= lanes(a) // 2 and a.channels >= lanes(a) // 2:
+                width, size = lanes(a) // 2, HALF
+            if a.channels >= width:
+                channel = a.channels - width
+            else:
+                size, part = 1, left
+        aside = c + -channel
+        state[0] = address(column)
+        for block in range(blocks - 1):
+            at = integers(state[0])
+            pixels(
+                count,
+                size,
+                kernel_rows,
+                at,
+                channel,
+                w,
+                s.w_step,
+                aside,
+                width,
+                part,
+                1,
+                aside,
+                min(block, 1),
+                bias,
+                0,
+                LINEAR,
+                state,
+            )
+        at = integers(state[0])
+        to, to_row = (y, s.y_row) if simple else (aside, width)
+        adding, has_bias = 1 if blocks > 1 else 0, 1 if a.b else 0
+        clamp = a.activation if simple else LINEAR
+        pixels(
+            count,
+            size,
+            kernel_rows,
+            at,
+            channel,
+            w,
+            s.w_step,
+            to,
+            to_row,
+            part,
+            many,
+            aside,
+            adding,
+            bias,
+            has_bias,
+            clamp,
+            state,
+        )
+        if not simple:
+            finish_row(c, count * width, real(a, 0.0), a.activation)
+            for r in range(count):
+                copy(y + (r * s.y_row + channel), c + r * width, part if part else width)
+        channel += many * width
 
 
 def depthwise_pixels(a, begin, end, thread):
     """A task is a row of pixels."""
-    w, bias = reals(a, a.w), reals(a, a.b)
+    c, state, one_row = stack_vectors(a, MAX_ROWS), stack_integers(1), stack_integers(3)
+    one_row[0], one_row[1], one_row[2] = 1, 0, 0
     zeros = reals(a, a.work + thread * a.work_stride)
-    taps = integers(address(zeros + a.w_stride))
-    c = stack_vectors(a, PIXEL_SUMS)
+    rows = integers(address(zeros + a.w_stride))
+    lists = integers(address(rows + a.row_words))
+    size = CHANNEL_VECTORS * lanes(a)
     clear(zeros, a.w_stride)
     for task in range(begin, end):
         image, rest = task // a.tasks, task % a.tasks
-        sums, s = records(a, a.sums, "pixel_sum"), a.sum_count - 1
-        while sums[s].task_begin > rest:
-            s -= 1
-        part = sums[s]
-        rest -= part.task_begin
-        h, d, count = rest % part.n_h, rest // part.n_h, part.taps_d * part.taps_h * part.taps_w
-        map_d, map_h, map_w = integers(part.map_d), integers(part.map_h), integers(part.map_w)
-        w_offsets = integers(part.w_offsets)
-        x = reals(a, a.x) + image * a.x_image
-        y = reals(a, a.y) + (image * a.y_image + part.y + d * part.y_d + h * part.y_h)
-        for p in range(0, part.n_w, PIXELS):
-            here = min(part.n_w - p, PIXELS)
-            # Fewer pixels than PIXELS run as PIXELS: the addresses of the last repeat.
-            tap = 0
-            for i in range(part.taps_d):
-                for j in range(part.taps_h):
-                    at_d, at_h = map_d[i * part.n_d + d], map_h[j * part.n_h + h]
-                    for k in range(part.taps_w):
-                        for r in range(PIXELS):
-                            at_w = map_w[k * part.n_w + p + min(r, here - 1)]
-                            if at_d < 0 or at_h < 0 or at_w < 0:
-                                taps[tap] = address(zeros)
-                            else:
-                                taps[tap] = address(x + (at_d + at_h + at_w))
-                            tap += 1
-            channel = 0
-            while channel < a.channels:
-                left = a.channels - channel
-                vectors = left // lanes(a)
-                if vectors >= most_vectors(a):
-                    vectors = most_vectors(a)
-                elif vectors >= 2:
-                    vectors = 2
-                done = vectors * lanes(a) if vectors else left
-                k_blocks = max((count + a.k_block - 1) // a.k_block, 1)
-                for kb in range(k_blocks):
-                    k = kb * a.k_block
-                    some = min(count - k, a.k_block)
-                    pixels(vectors, done, some, taps + k * PIXELS, channel, w + channel, w_offsets + k, c, kb)
-                for r in range(here):
-                    c_r = c + r * PIXEL_VECTORS * lanes(a)
-                    if a.b or a.activation:
-                        finish_lanes(c_r, done, bias + channel, a.b != 0, a.activation)
-                    copy(y + ((p + r) * part.y_w + channel), c_r, done)
-                channel += done
+        sums, number = records(a, a.sums, "pixel_sum"), a.sum_count - 1
+        while sums[number].task_begin > rest:
+            number -= 1
+        s = sums[number]
+        rest -= s.task_begin
+        h, d = rest % s.n_h, rest // s.n_h
+        y = reals(a, a.y) + (image * a.y_image + s.y + d * s.y_d + h * s.y_h)
+        tiles = records(a, s.tiles, "pixel_tile")
+        list_kernel_rows(s, reals(a, a.x) + image * a.x_image, d, h, rows)
+        for t in range(s.tile_count):
+            if tiles[t].list >= 0:
+                to = lists + tiles[t].list
+                address_columns(
+                    rows, integers(tiles[t].columns), tiles[t].pixels, a.k_block, address(zeros), to
+                )
+        # By blocks of channels: what the tiles of a row read in common is still in L1.
+        for channel in range(0, a.channels, size):
+            last = min(channel + size, a.channels)
+            for t in range(s.tile_count):
+                tile = tiles[t]
+                if tile.list < 0:
+                    pixel_tile(
+                        a,
+                        s,
+                        tile.pixels,
+                        rows,
+                        integers(tile.columns),
+                        1,
+                        channel,
+                        last,
+                        y + tile.y,
+                        c,
+                        state,
+                    )
+                else:
+                    made = lists + tile.list
+                    pixel_tile(
+                        a, s, tile.pixels, one_row, made + 1, made[0], channel, last, y + tile.y, c, state
+                    )

@@ -11,7 +11,7 @@ from ...lowering.program import ACTIVATION_CODES
 from .moves import copy, copy_spread, copy_strided, load_some, transpose
 from .simd import at_least, at_most, call, helper, lanes, load, splat, store
 
-RELU, RELU6, HARDSWISH = (ACTIVATION_CODES[name] for name in ("relu", "relu6", "hardswish"))
+LINEAR, RELU, RELU6, HARDSWISH = (ACTIVATION_CODES[name] for name in (None, "relu", "relu6", "hardswish"))
 LAST_CODE = max(ACTIVATION_CODES.values())
 
 

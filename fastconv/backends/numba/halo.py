@@ -4,8 +4,8 @@ An image is copied through one index map an axis (-1: zero). Along W a phase is 
 equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
-from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, transpose
-from .simd import helper, integers, reals
+from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, split, transpose
+from .simd import helper, integers, lanes, load, load_part, reals, store
 
 
 @helper
@@ -26,6 +26,26 @@ def fill_row(y, y_phase, x, inside, x_w, phases, lines, maps, all_runs):
             copy_mapped(to + end, x, x_w, index + end, lines - end)
         else:
             clear(to, lines)
+
+
+@helper
+def copy_rows(c, scratch, x):
+    """Copies as COPY_WORDS of src/program.h; zeros fill the last vector of a row, so that all are stored whole."""
+    whole = (c.n - 1) // lanes(x) * lanes(x)
+    for r in range(c.rows):
+        to, source = scratch + (c.to + r * c.to_row), x + (c.at + r * c.at_row)
+        if c.step == 1:
+            for i in range(0, whole, lanes(x)):
+                store(to + i, load(source + i))
+            store(to + whole, load_part(source + whole, c.n - whole))
+        elif c.step == -2:
+            split(to, scratch + (c.odd + r * c.to_row), source, c.n)
+        elif c.step == 0:
+            clear(to, c.n)
+        elif c.step == 2:
+            copy_evens(to, source, c.n)
+        else:
+            copy_strided(to, 1, source, c.step, c.n)
 
 
 def halo_planes(a, begin, end, thread):

@@ -23,6 +23,7 @@ from .simd import (
     load,
     load_part,
     narrow,
+    odds,
     shuffle,
     store,
     store_part,
@@ -31,6 +32,8 @@ from .simd import (
     void,
     word,
     zeros,
+    zip_high,
+    zip_low,
 )
 
 
@@ -154,6 +157,21 @@ def copy_evens(y, x, n):
         store_part(y + i, evens(first, first), n - i)
 
 
+@helper
+def load_any(p, n):
+    """The first of n elements, if any; nothing behind them is read."""
+    return load_some(p, n) if n > 0 else load_part(p, 0)
+
+
+@helper
+def split(y, odd, x, n):
+    """Every second one of n elements goes to y, and the others to odd; whole vectors are written."""
+    for i in range(0, n, 2 * lanes(y)):
+        a, b = load_any(x + i, n - i), load_any(x + (i + lanes(y)), n - i - lanes(y))
+        store(y + i // 2, evens(a, b))
+        store(odd + i // 2, odds(a, b))
+
+
 @verb
 def masks_are_fast(like):
     """Whether stores of some lanes cost no more than stores of all (AVX-512)."""
@@ -201,3 +219,17 @@ def transpose(y, y_stride, x, x_stride, rows, columns):
             copy_strided(y + (j * y_stride + i), 1, x + (i * x_stride + j), x_stride, 4)
     for i in range(whole_rows, rows):
         copy_strided(y + i, y_stride, x + i * x_stride, 1, columns)
+
+
+@helper
+def merge(y, x, x_row, count, n):
+    """y[i * count + k] = x[k * x_row + i] for i * count + k < n."""
+    i, whole = 0, n // count
+    if count == 2:
+        while i + lanes(y) <= whole:
+            a, b = load(x + i), load(x + (x_row + i))
+            store(y + 2 * i, zip_low(a, b))
+            store(y + (2 * i + lanes(y)), zip_high(a, b))
+            i += lanes(y)
+    transpose(y + count * i, count, x + i, x_row, count, whole - i)
+    copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)

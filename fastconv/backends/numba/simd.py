@@ -504,6 +504,27 @@ def evens(a, b):
 
 
 @verb
+def odds(a, b):
+    """Every second lane of two vectors, from the second on."""
+    chosen = list(range(1, 2 * a.lanes, 2))
+    return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
+
+
+@verb
+def zip_low(a, b):
+    """The lanes of two vectors in turn, as far as one vector holds them."""
+    chosen = [k // 2 + k % 2 * a.lanes for k in range(a.lanes)]
+    return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
+
+
+@verb
+def zip_high(a, b):
+    """The rest of what zip_low begins."""
+    chosen = [(a.lanes + k) // 2 + k % 2 * a.lanes for k in range(a.lanes)]
+    return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
+
+
+@verb
 def store_spread(p, v):
     """Store the lanes of a vector to p[0], p[2], p[4]...; what lies between is not touched."""
 

@@ -1,0 +1,359 @@
+"""The register tile of one input channel: output rows (or pixels) x vectors, summed over columns of taps.
+
+A column is a run of taps that lie one row of the tile apart, so a vector of the image is loaded once for all the
+rows of the tile that read it: 8 rows of a 3x3 kernel take 10 loads for 24 products. Strides, dilations and phases
+only change which taps make a column (``fastconv.lowering.columns``). Each K block is summed from zero, and the
+order does not depend on where a tile lies.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from .epilogue import RELU6
+from .simd import (
+    INTEGER_POINTER,
+    INTEGERS,
+    WORD,
+    Pointer,
+    bytes_of,
+    emit_at,
+    emit_first,
+    emit_fma,
+    emit_get,
+    emit_load,
+    emit_loads,
+    emit_loop,
+    emit_masked_load,
+    emit_masked_store,
+    emit_out_of_line,
+    emit_splat,
+    emit_store,
+    emit_switch,
+    ir,
+    ll_element,
+    ll_reals,
+    ll_vector,
+    verb,
+    void,
+    word,
+    zeros,
+)
+
+MAX_ROWS, MAX_TAPS = 8, 5
+# Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector: as in the lowering.
+MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
+HALF, HALVED_BYTES = 4, 64
+
+
+def half_of(kind: Any) -> Pointer | None:
+    """Vectors of half the width, where vectors are so wide that there are tiles of them."""
+    return (
+        Pointer(kind.element, kind.lanes // 2)
+        if kind.lanes * bytes_of(kind.element) == HALVED_BYTES
+        else None
+    )
+
+
+@verb
+def halves(like):
+    """Whether there are tiles of half a vector."""
+    return word(like), lambda builder, _: WORD(int(half_of(like) is not None))
+
+
+def emit_groups(builder: Any, group: Any, sums: list, add: Callable) -> tuple[Any, list]:
+    """Emit ``while group[0]: group, sums = add(taps, group, sums)`` with code of its own for each number of taps."""
+    before, function = builder.block, builder.function
+    head, after = function.append_basic_block("group"), function.append_basic_block("summed")
+    builder.branch(head)
+    builder.position_at_end(head)
+    at, carried = builder.phi(INTEGER_POINTER), [builder.phi(value.type) for value in sums]
+    jump = builder.switch(emit_get(builder, at, 0), after)
+    arrivals = [(group, sums, before)]
+    for taps in range(1, MAX_TAPS + 1):
+        block = function.append_basic_block(f"taps_{taps}")
+        jump.add_case(WORD(taps), block)
+        builder.position_at_end(block)
+        following, updated = add(taps, at, carried)
+        builder.branch(head)
+        arrivals.append((following, updated, builder.block))
+    for place, values, block in arrivals:
+        at.add_incoming(place, block)
+        for phi, value in zip(carried, values, strict=True):
+            phi.add_incoming(value, block)
+    builder.position_at_end(after)
+    return at, carried
+
+
+def emit_when(builder: Any, condition: Any, values: list, change: Callable) -> list:
+    """Emit ``change(values) if condition else values``."""
+    before = builder.block
+    with builder.if_then(builder.icmp_signed("!=", condition, WORD(0))):
+        changed = change(values)
+        inside = builder.block
+    found = []
+    for old, new in zip(values, changed, strict=True):
+        phi = builder.phi(old.type)
+        phi.add_incoming(old, before)
+        phi.add_incoming(new, inside)
+        found.append(phi)
+    return found
+
+
+def emit_products(builder: Any, rows: int, weights: list, values: list, sums: list) -> list:
+    """Add weight j times value r + j to row r; values and sums are lists of one vector a row."""
+    sums = list(sums)
+    for i, value in enumerate(values):
+        for j, weight in enumerate(weights):
+            if 0 <= i - j < rows:
+                sums[i - j] = emit_fma(builder, weight, value, sums[i - j])
+    return sums
+
+
+def emit_clamp(builder: Any, kind: Any, activation: Any, values: list) -> list:
+    """RELU or RELU6; a NaN stays."""
+    element = ll_element(kind.element)
+    six = builder.icmp_signed("==", activation, WORD(RELU6))
+    most = builder.select(six, ir.Constant(element, 6.0), ir.Constant(element, float("inf")))
+    most = emit_splat(builder, ll_vector(kind), most)
+    (zero,) = zeros(kind, 1)
+    positive = [builder.select(builder.fcmp_ordered("<", v, zero), zero, v) for v in values]
+    return [builder.select(builder.fcmp_ordered(">", v, most), most, v) for v in positive]
+
+
+def emit_columns(kind: Any, rows: int, vectors: int) -> Callable:
+    """Return what emits the sums of a tile of one shape."""
+
+    def emit(builder, group, x, x_row, w, w_step, y, y_row, part, total, adding, bias, activation, state):
+        def add(taps, group, sums):
+            def step(k, sums):
+                column = builder.mul(k, WORD(2))
+                x_k = emit_at(builder, x, emit_get(builder, group, builder.add(column, WORD(2))))
+                w_k = emit_at(builder, w, emit_get(builder, group, builder.add(column, WORD(3))))
+                weights = []
+                for _ in range(taps):
+                    weights.append(emit_splat(builder, ll_vector(kind), builder.load(w_k)))
+                    w_k = emit_at(builder, w_k, w_step)
+                lines = []
+                for _ in range(rows + taps - 1):
+                    lines.append(emit_loads(builder, kind, x_k, vectors))
+                    x_k = emit_at(builder, x_k, x_row)
+                updated = list(sums)
+                for v in range(vectors):
+                    values = [line[v] for line in lines]
+                    updated[v::vectors] = emit_products(builder, rows, weights, values, updated[v::vectors])
+                return updated
+
+            words = emit_get(builder, group, 1)
+            columns = builder.lshr(builder.sub(words, WORD(2)), WORD(1))
+            return emit_at(builder, group, words), emit_loop(builder, columns, sums, step)
+
+        end, sums = emit_groups(builder, group, zeros(kind, rows * vectors), add)
+        builder.store(builder.ptrtoint(emit_at(builder, end, 1), WORD), state)
+
+        def add_totals(sums):
+            before = [emit_load(builder, kind, total, n * kind.lanes) for n in range(rows * vectors)]
+            return [builder.fadd(old, new) for old, new in zip(before, sums, strict=True)]
+
+        sums = emit_when(builder, adding, sums, add_totals)
+        shift = emit_splat(builder, ll_vector(kind), bias)
+        sums = [builder.fadd(value, shift) for value in sums]
+        sums = emit_when(builder, activation, sums, lambda sums: emit_clamp(builder, kind, activation, sums))
+        places = [emit_at(builder, y, builder.mul(y_row, WORD(r))) for r in range(rows)]
+        emit_rows(builder, kind, places, sums, vectors, part)
+
+    return emit
+
+
+def emit_rows(builder: Any, kind: Any, places: list, sums: list, vectors: int, part: Any) -> None:
+    """Store the rows of a tile, or the first `part` elements of their only vectors."""
+
+    def whole():
+        for n, value in enumerate(sums):
+            emit_store(builder, kind, emit_at(builder, places[n // vectors], n % vectors * kind.lanes), value)
+
+    if vectors > 1:
+        whole()
+        return
+    with builder.if_else(builder.icmp_signed("==", part, WORD(0))) as (all_of_them, some):
+        with all_of_them:
+            whole()
+        with some:
+            mask = emit_first(builder, kind, part)
+            for place, value in zip(places, sums, strict=True):
+                emit_masked_store(builder, kind, place, value, mask)
+
+
+@verb
+def columns(rows, size, group, x, x_row, w, w_step, y, y_row, part, total, adding, bias, activation, state):
+    """Sum one K block of a tile of rows x 2^size vectors, and put into state[0] where the next block begins."""
+    half = half_of(x)
+    shapes = {(r, s): (x, 1 << s) for r in range(1, MAX_ROWS + 1) for s in range(MOST_VECTORS[r] + 1)}
+    if half:
+        shapes |= {(r, HALF): (half, 1) for r in range(1, MAX_ROWS + 1)}
+
+    def emit(builder, rows, size, *args):
+        def case(r, s):
+            kind, vectors = shapes[r, s]
+            name = f"fastconv_columns_{r}x{vectors}_{kind.element}x{kind.lanes}"
+            return lambda: emit_out_of_line(builder, name, args, emit_columns(kind, r, vectors))
+
+        number = builder.add(builder.mul(rows, WORD(8)), size)
+        emit_switch(builder, number, {8 * r + s: case(r, s) for r, s in shapes})
+
+    sig = void(word, word, INTEGERS, x, word, w, word, y, word, word, total, word, x.element, word, INTEGERS)
+    return sig, emit
+
+
+def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
+    """Return what emits the sums of so many pixels, for `many` vectors of channels or a part of one."""
+
+    def emit(
+        builder,
+        kernel_rows,
+        columns,
+        channel,
+        w,
+        w_step,
+        y,
+        y_row,
+        part,
+        many,
+        total,
+        adding,
+        bias,
+        has_bias,
+        activation,
+        state,
+    ):
+        size = WORD(bytes_of(kind.element))
+
+        def load_pixel(address):
+            pixel = builder.inttoptr(address, ll_reals(kind))
+            if masked:
+                return emit_masked_load(builder, kind, pixel, emit_first(builder, kind, part))
+            return emit_load(builder, kind, pixel)
+
+        def vector(k, _):
+            here = builder.add(channel, builder.mul(k, WORD(kind.lanes)))
+            w_here = emit_at(builder, w, here)
+
+            def kernel_row(r, carried):
+                pair = builder.mul(r, WORD(2))
+                row = emit_get(builder, kernel_rows, builder.add(pair, WORD(1)))
+                x = builder.add(row, builder.mul(here, size))
+                w_row = emit_at(builder, w_here, emit_get(builder, kernel_rows, builder.add(pair, WORD(2))))
+
+                def add(taps, column, sums):
+                    w_k = emit_at(builder, w_row, emit_get(builder, column, 1))
+                    weights = [
+                        emit_load(builder, kind, w_k, builder.mul(w_step, WORD(j))) for j in range(taps)
+                    ]
+                    pixels = rows + taps - 1
+                    values = [
+                        load_pixel(builder.add(x, emit_get(builder, column, 2 + i))) for i in range(pixels)
+                    ]
+                    following = emit_at(builder, column, 2 + pixels)
+                    return following, emit_products(builder, rows, weights, values, sums)
+
+                end, sums = emit_groups(builder, columns, carried, add)
+                builder.store(builder.ptrtoint(emit_at(builder, end, 1), WORD), state)
+                return sums
+
+            sums = emit_loop(builder, emit_get(builder, kernel_rows, 0), zeros(kind, rows), kernel_row)
+
+            def add_totals(sums):
+                before = [
+                    emit_load(builder, kind, emit_at(builder, total, r * kind.lanes), here)
+                    for r in range(rows)
+                ]
+                return [builder.fadd(old, new) for old, new in zip(before, sums, strict=True)]
+
+            def add_bias(sums):
+                place = emit_at(builder, bias, here)
+                mask = emit_first(builder, kind, part) if masked else None
+                shift = (
+                    emit_masked_load(builder, kind, place, mask)
+                    if masked
+                    else emit_load(builder, kind, place)
+                )
+                return [builder.fadd(value, shift) for value in sums]
+
+            sums = emit_when(builder, adding, sums, add_totals)
+            sums = emit_when(builder, has_bias, sums, add_bias)
+            sums = emit_when(
+                builder, activation, sums, lambda sums: emit_clamp(builder, kind, activation, sums)
+            )
+            y_here = emit_at(builder, y, here)
+            places = [emit_at(builder, y_here, builder.mul(y_row, WORD(r))) for r in range(rows)]
+            if masked:
+                mask = emit_first(builder, kind, part)
+                for place, value in zip(places, sums, strict=True):
+                    emit_masked_store(builder, kind, place, value, mask)
+            else:
+                for place, value in zip(places, sums, strict=True):
+                    emit_store(builder, kind, place, value)
+            return []
+
+        emit_loop(builder, many, [], vector)
+
+    return emit
+
+
+@verb
+def pixels(
+    rows,
+    size,
+    kernel_rows,
+    columns,
+    channel,
+    w,
+    w_step,
+    y,
+    y_row,
+    part,
+    many,
+    total,
+    adding,
+    bias,
+    has_bias,
+    activation,
+    state,
+):
+    """Sum one K block of a tile of pixels, channels last; `size` is 0, or HALF, or 1 for a part of a vector.
+
+    Results go to y[r * y_row + channel]; state[0] becomes where the next block begins.
+    """
+    half = half_of(w)
+    shapes = {(r, masked): (w, masked) for r in range(1, MAX_ROWS + 1) for masked in (0, 1)}
+    if half:
+        shapes |= {(r, HALF): (half, 0) for r in range(1, MAX_ROWS + 1)}
+
+    def emit(builder, rows, size, *args):
+        def case(r, s):
+            kind, masked = shapes[r, s]
+            name = f"fastconv_pixels_{r}_{masked}_{kind.element}x{kind.lanes}"
+            return lambda: emit_out_of_line(builder, name, args, emit_pixels(kind, r, bool(masked)))
+
+        number = builder.add(builder.mul(rows, WORD(8)), size)
+        emit_switch(builder, number, {8 * r + s: case(r, s) for r, s in shapes})
+
+    sig = void(
+        word,
+        word,
+        INTEGERS,
+        INTEGERS,
+        word,
+        w,
+        word,
+        y,
+        word,
+        word,
+        word,
+        total,
+        word,
+        bias,
+        word,
+        word,
+        INTEGERS,
+    )
+    return sig, emit
