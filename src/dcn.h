@@ -94,9 +94,9 @@ static void FN(dcn)(const int64_t *words, int64_t begin, int64_t end, int64_t th
             if (t == d->skipped)
                 continue;
             if (scale == 1)
-                FN(deform_points)(a, s, offset, plane, mask, t, pixels);
+                FN(deform_points)(a, s, offset, plane, mask, t, pixels, 0);
             else
-                FN(deform_points)(a, s, FN(dcn_offsets)(d, a, (real)scale, offset, plane, t, pixels, s.columns), a->tile, mask, t, pixels);
+                FN(deform_points)(a, s, FN(dcn_offsets)(d, a, (real)scale, offset, plane, t, pixels, s.columns), a->tile, mask, t, pixels, 0);
             offset += 2 * plane;
             mask += plane;
         }

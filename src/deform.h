@@ -62,10 +62,11 @@ static void FN(deform_grid)(const deform_words *a, int64_t first, int64_t pixels
 }
 
 /* One tap of one offset group: the base and the corner weights of each pixel. A point is outside unless every
- * coordinate lies in (-1, size), by ordered compares, before anything is converted to an integer. The fraction is the
+ * coordinate lies in (-1, size), or [-1, size) if `closed`: there samples are zero, but their slopes are not. These are
+ * ordered compares, before anything is converted to an integer. The fraction is the
  * offset less a whole number: taken from the position, it would lack the bits that the position rounds away. */
 static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const real *offset, int64_t plane, const real *mask,
-                              int64_t tap, int64_t pixels)
+                              int64_t tap, int64_t pixels, int64_t closed)
 {
     int64_t tile = a->tile, corners = (int64_t)1 << a->ndim, axis = 3 - a->ndim;
     int64_t index[3] = {tap / (a->kernel_w * a->kernel_h), tap / a->kernel_w % a->kernel_h, tap % a->kernel_w};
@@ -83,7 +84,7 @@ static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const re
         real shift = (real)(index[axis] * dilation[axis]), end = (real)size[axis];
         for (int64_t p = 0; p < pixels; p++) {
             real origin = grid[p] + shift, at = origin + offset[p];
-            int_of_real in = (at > -1) & (at < end);
+            int_of_real in = ((at > -1) | (closed & (at == -1))) & (at < end);
             real floor_at = FLOOR(in ? at : 0), rest = offset[p] - (floor_at - origin);
             s.nan[p] |= at != at;
             s.inside[p] &= in;
@@ -211,7 +212,7 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
                 if (mask)
                     mask += image * a->mask_image + offset_group * taps * plane + first;
                 for (int64_t t = 0; t < taps; t++)
-                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels);
+                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels, 0);
             }
             const real *x = (const real *)a->x + image * a->x_image + block->x;
             for (int64_t t = 0; t < taps; t += a->tap_block) {

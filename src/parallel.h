@@ -3,11 +3,15 @@
 #include <omp.h>
 #include <pthread.h>
 
-enum { INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS };
+enum {
+    INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, GRAD_INPUT, GRAD_OFFSET, GRAD_WEIGHT, GRAD_MASK, SCRATCH, PACKED, THREAD, INPUT_END,
+    IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
+};
 
+/* Tasks of a stage `in_turn` may wait for those before them, and are handed out singly. */
 typedef struct {
     engine_fn run;
-    int64_t words, tasks, images_per_task, weights_only;
+    int64_t words, tasks, images_per_task, weights_only, in_turn;
 } stage_words;
 
 /* words[word] = address of the operand + first image of the chunk * image_bytes + offset; 0 if the operand is absent. */
@@ -74,7 +78,7 @@ static void program_thread(const program_words *p, const int64_t *base, int64_t 
             if (step > 0) {
 #pragma omp barrier
             }
-            int64_t *counter = next + step % 3, piece = tasks / (threads * 8);
+            int64_t *counter = next + step % 3, piece = stage->in_turn ? 1 : tasks / (threads * 8);
             if (thread == 0)
                 __atomic_store_n(next + (step + 1) % 3, 0, __ATOMIC_RELAXED);
             if (piece < 1)

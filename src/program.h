@@ -11,6 +11,9 @@
 
 typedef void (*engine_fn)(const int64_t *words, int64_t begin, int64_t end, int64_t thread);
 
+/* Words from the progress of a task to that of the next: each has a cache line. */
+#define PROGRESS_STEP 8
+
 enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 
 /* One stride-1 sum over taps. A convolution has one; a transposed convolution one for each output phase.
@@ -175,6 +178,27 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
 
+/* deform_grad: gradients of the same; those not wanted have address 0. A task is a band of output pixels of an image and a
+ * block of channels, blocks before bands before images: tasks wait for some before them (turns.h). */
+#define DEFORM_GRAD_WORDS(W)                                                                                           \
+    W(geometry)                /* a record of DEFORM_WORDS, without operands */                                        \
+    W(x) W(gy) W(w) W(offset) W(mask)                                                                                  \
+    W(gx) W(goffset) W(gw) W(gmask)                                                                                    \
+    W(progress)                /* of every task, PROGRESS_STEP apart, from zero on */                                  \
+    W(kept)                    /* sums of the weights' gradient over bands */                                          \
+    W(work) W(work_stride) W(images) W(first_image) W(batch)                                                           \
+    W(x_image) W(gy_image) W(gy_row) /* gy has channels last, gy_row elements a pixel */                               \
+    W(mask_image) W(gx_image) W(gx_channel) W(gx_d) W(gx_h) W(gx_w)                                                    \
+    W(w_row) W(channels)       /* weights of an output channel; output channels of a group */                          \
+    W(blocks) W(block_count)   /* records of GRAD_BLOCK_WORDS */                                                       \
+    W(band) W(bands)           /* pixels of a band */                                                                  \
+    W(tap_block) W(row)        /* taps taken together; elements from a pixel's columns to the next's */                \
+    W(tile_rows) W(tile_vectors) W(k_block)                                                                            \
+    W(turned) W(turned_pixels) /* room to turn so many pixels of the image's gradient */
+
+/* Input channels that share a weight group and an offset group; `shared`: the block before has the same offset group. */
+#define GRAD_BLOCK_WORDS(W) W(x) W(channel) W(channels) W(group) W(offset_group) W(shared) W(w)
+
 /* weight_grad: gy is the output's gradient in blocks of `width` output channels, channels last inside a block. Rows of
  * the tile are the units of one tap: input channels, or (channel, tap) pairs where all taps meet every pixel. A task is a
  * part of the units of one block, over all images. */
@@ -242,6 +266,8 @@ DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 DECLARE(grad_tap_words, GRAD_TAP_WORDS)
 DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
 DECLARE(grad_row_words, GRAD_ROW_WORDS)
+DECLARE(deform_grad_words, DEFORM_GRAD_WORDS)
+DECLARE(grad_block_words, GRAD_BLOCK_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -270,6 +296,8 @@ static const word_layout word_layouts[] = {
     {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
     {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
     {"grad_row", GRAD_ROW_WORDS(W_NAME)},
+    {"deform_grad", DEFORM_GRAD_WORDS(W_NAME)},
+    {"grad_block", GRAD_BLOCK_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

@@ -16,7 +16,7 @@ import ctypes, mmap
 import numpy as np
 import fastconv
 from fastconv import config, testing
-from fastconv.problem import OPS, WEIGHT_GRAD
+from fastconv.problem import DEFORM_GRAD, OPS, WEIGHT_GRAD
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -72,6 +72,23 @@ for op in WEIGHT_GRAD:
                 with config.limit_isa(isa):
                     kernel.build(problem)(out, x, gy, None, None, None, 1)
                 testing.assert_exact(out, expected, case)
+
+for op in DEFORM_GRAD:
+    for number, case in enumerate(testing.cases(op, COUNT, seed=7)):
+        problem, operands = case.problem(), case.arrays()
+        (oracle,) = fastconv.kernels(op, backend="numpy")
+        expected = case.run(oracle, operands)
+        isa = ISAS[number % len(ISAS)]
+        for side in ("begin", "end"):
+            for kernel in fastconv.kernels(op, backend=BACKEND):
+                print(isa, side, kernel.name, case, flush=True)
+                names = ("grad_output", "input", "weight", "offset", "mask")
+                placed = [fenced(operands[name], side) if name in operands else None for name in names]
+                out = {name: fenced(np.zeros_like(array), side) for name, array in expected.items()}
+                with config.limit_isa(isa):
+                    kernel.build(problem)(out, *placed, 1)
+                for name, array in expected.items():
+                    testing.assert_exact(out[name], array, case)
 print("done")
 """
 

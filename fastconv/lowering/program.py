@@ -80,6 +80,12 @@ _PLANE_GRAD = (
     "x_offsets places pairs"
 )
 _GRAD_ROW = "x offset step count tap tap_step"
+_DEFORM_GRAD = (
+    "geometry x gy w offset mask gx goffset gw gmask progress kept work work_stride images first_image batch "
+    "x_image gy_image gy_row mask_image gx_image gx_channel gx_d gx_h gx_w w_row channels blocks block_count "
+    "band bands tap_block row tile_rows tile_vectors k_block turned turned_pixels"
+)
+_GRAD_BLOCK = "x channel channels group offset_group shared w"
 _GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"
 
 WORDS = {
@@ -103,6 +109,8 @@ WORDS = {
     "block": tuple(_BLOCK.split()),
     "weight_grad": tuple(_WEIGHT_GRAD.split()),
     "grad_tap": tuple(_GRAD_TAP.split()),
+    "deform_grad": tuple(_DEFORM_GRAD.split()),
+    "grad_block": tuple(_GRAD_BLOCK.split()),
     "plane_grad": tuple(_PLANE_GRAD.split()),
     "grad_row": tuple(_GRAD_ROW.split()),
 }
@@ -123,6 +131,7 @@ ENGINES = {
     "dcn": "dcn",
     "weight_grad": "weight_grad",
     "plane_grad": "plane_grad",
+    "deform_grad": "deform_grad",
 }
 
 
@@ -187,7 +196,7 @@ class Builder:
     problem: Problem
     engines: Engines
     images_per_chunk: int = 1 << 40
-    stages: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    stages: list[tuple[int, int, int, int, bool, bool]] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     patches: list[tuple[int, int, int, int]] = field(default_factory=list)
     tables: list[np.ndarray] = field(default_factory=list)
@@ -222,7 +231,8 @@ class Builder:
         shapes = {"input": p.input_shape, "output": p.output_shape}
         if p.offset_groups:
             shapes.update(offset=p.offset_shape, mask=p.mask_shape)
-        return Operand(name, math.prod(shapes[name][1:]) * self.itemsize if name in shapes else 0)
+        shape = shapes.get(name.removeprefix("grad_"))
+        return Operand(name, math.prod(shape[1:]) * self.itemsize if shape else 0)
 
     def chunked(self, image_bytes: int, multiple: int = 1) -> None:
         """Run as many images at a time as keep their scratch in cache, a multiple of `multiple`."""
@@ -237,6 +247,12 @@ class Builder:
         self.scratch_bytes = round_up(self.scratch_bytes + size, 64)
         if what:
             self.copies.append(f"{what}: {_bytes(image_elements * self.itemsize)} an image")
+        return found
+
+    def scratch_of_all_chunks(self, elements: int) -> Operand:
+        """Reserve scratch that all chunks of images share."""
+        found = Operand("scratch", 0, self.scratch_bytes)
+        self.scratch_bytes = round_up(self.scratch_bytes + elements * self.itemsize, 64)
         return found
 
     def thread(self, elements: int) -> Operand:
@@ -296,9 +312,15 @@ class Builder:
         return y
 
     def stage(
-        self, engine: str, tasks: int, words: Words, images_per_task: int = 1, weights_only: bool = False
+        self,
+        engine: str,
+        tasks: int,
+        words: Words,
+        images_per_task: int = 1,
+        weights_only: bool = False,
+        in_turn: bool = False,
     ) -> None:
-        """Add a stage. `tasks` counts those of `images_per_task` images."""
+        """Add a stage. `tasks` counts those of `images_per_task` images; those `in_turn` may wait for earlier ones."""
         from .._native import OPERAND_NAMES
 
         names = WORDS[ENGINES[engine]]
@@ -313,7 +335,7 @@ class Builder:
                 value = 0
             self.words.append(int(value))
         address = self.engines.address(engine, self.problem.dtype)
-        self.stages.append((address, first, tasks, images_per_task, weights_only))
+        self.stages.append((address, first, tasks, images_per_task, weights_only, in_turn))
 
     def finish(self, work: float, tile: str) -> Any:
         """Return the program; `work` is the estimated time of an image on one thread, in nanoseconds."""
