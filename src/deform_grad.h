@@ -25,7 +25,7 @@ typedef struct {
     real *weights;      /* [output channel][tap, channel], rows as those of the columns */
     real *sums;         /* the same, of the weights' gradient */
     real *pulls;        /* [pixel][tap, channel], the gradient of the columns */
-    real *dots;         /* [pixel][tap][corner], at least a quad each */
+    real *dots;         /* [tap][corner][tile], at least four corners */
     real *image;        /* gradient of the bordered image of the block */
     real *turned;
     int64_t *down, *along; /* k * row, k * step, for the tile */
@@ -102,14 +102,17 @@ INLINE FN(quad) FN(fold)(vec v)
 #endif
 }
 
-INLINE void FN(store_dots)(const int ndim, real *to, const vec *dot)
+INLINE void FN(store_dots)(const int ndim, real *to, int64_t step, const vec *dot)
 {
     typedef FN(quad) quad;
     for (int i = 0; i < DOTS_OF(ndim); i += 4) {
         quad p = FN(fold)(dot[i]), q = FN(fold)(dot[i + 1]);
         quad r = ndim > 1 ? FN(fold)(dot[i + 2]) : (quad){0}, t = ndim > 1 ? FN(fold)(dot[i + 3]) : (quad){0};
         TRANSPOSE_QUADS(quad, p, q, r, t);
-        *(quad *)(to + i) = p + q + (r + t);
+        quad sum = p + q + (r + t);
+        UNROLL(4)
+        for (int j = 0; j < 4; j++)
+            to[(i + j) * step] = sum[j];
     }
 }
 
@@ -175,24 +178,24 @@ INLINE void FN(deform_pull)(const deform_grad_words *a, const deform_words *f, c
                 if (columns)
                     FN(store)(column + whole, value * mask);
             }
-            FN(store_dots)(ndim, s.dots + (p * taps + t) * DOTS_OF(ndim), dot);
+            FN(store_dots)(ndim, s.dots + t * DOTS_OF(ndim) * tile + p, tile, dot);
         }
 }
 
 /* Gradients of the offsets and the mask of one tap from its dots: those of corners, weighted by slopes or shares. NaN
  * shares make NaN gradients, along every axis. */
-INLINE void FN(point_grads)(const deform_words *f, const int ndim, FN(deform_grad_work) s, int64_t tap, const real *dots, int64_t taps,
-                            int64_t pixels, int64_t plane, real *offset, real *mask, int64_t add)
+INLINE void FN(point_grads)(const deform_words *f, const int ndim, FN(deform_grad_work) s, int64_t tap, const real *dots, int64_t pixels,
+                            int64_t plane, real *offset, real *mask, int64_t add)
 {
     const int corners = 1 << ndim;
-    int64_t tile = f->tile, step = taps * DOTS_OF(ndim);
+    int64_t tile = f->tile;
     const real *share = s.at.weight + tap * corners * tile, *fraction = s.fractions + tap * 3 * tile, *masks = s.at.mask + tap * tile;
     if (mask)
         for (int64_t p = 0; p < pixels; p++) {
             real sum = 0;
             UNROLL(8)
             for (int corner = 0; corner < corners; corner++)
-                sum += share[corner * tile + p] * dots[p * step + corner];
+                sum += share[corner * tile + p] * dots[corner * tile + p];
             mask[p] = add ? mask[p] + sum : sum;
         }
     if (!offset)
@@ -203,7 +206,7 @@ INLINE void FN(point_grads)(const deform_words *f, const int ndim, FN(deform_gra
             real sum = 0;
             UNROLL(8)
             for (int corner = 0; corner < corners; corner++) {
-                real slope = dots[p * step + corner];
+                real slope = dots[corner * tile + p];
                 UNROLL(3)
                 for (int other = 3 - ndim; other < 3; other++)
                     if (other != axis)
@@ -367,14 +370,14 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                     if (add_points)
                         await_progress(progress - PROGRESS_STEP, step);
                     for (int64_t i = 0; i < some; i++) {
-                        const real *dots = s.dots + i * DOTS_OF(f->ndim);
+                        const real *dots = s.dots + i * DOTS_OF(f->ndim) * tile;
                         real *to = goffset ? goffset + (t + i) * f->ndim * plane + at : 0, *to_mask = gmask ? gmask + (t + i) * plane + at : 0;
                         if (f->ndim == 2)
-                            FN(point_grads)(f, 2, s, t + i, dots, some, pixels, plane, to, to_mask, add_points);
+                            FN(point_grads)(f, 2, s, t + i, dots, pixels, plane, to, to_mask, add_points);
                         else if (f->ndim == 1)
-                            FN(point_grads)(f, 1, s, t + i, dots, some, pixels, plane, to, to_mask, add_points);
+                            FN(point_grads)(f, 1, s, t + i, dots, pixels, plane, to, to_mask, add_points);
                         else
-                            FN(point_grads)(f, 3, s, t + i, dots, some, pixels, plane, to, to_mask, add_points);
+                            FN(point_grads)(f, 3, s, t + i, dots, pixels, plane, to, to_mask, add_points);
                     }
                     tell_progress(progress, step);
                 }

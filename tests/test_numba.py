@@ -54,12 +54,13 @@ def test_tiles_are_those_of_the_compiled_backend(engines):
 
 def test_frames_have_room_for_what_the_lowering_plans():
     from fastconv import _native
-    from fastconv.backends.numba import columns, tile, winograd
+    from fastconv.backends.numba import columns, deform_grad, tile, winograd
     from fastconv.lowering import columns as lowered
 
     own = {"k_block": tile.MAX_K_BLOCK, "pixel_block": tile.MAX_PIXEL_BLOCK}
     own |= {"leaving_tiles": winograd.LEAVING_TILES}
     own |= {"column_rows": columns.MAX_ROWS, "column_taps": columns.MAX_TAPS}
+    own |= {"progress_step": deform_grad.PROGRESS_STEP}
     assert own == _native.limits()
     assert (lowered.TILE_ROWS, lowered.MAX_TAPS) == (columns.MAX_ROWS, columns.MAX_TAPS)
 

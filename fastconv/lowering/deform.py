@@ -69,16 +69,14 @@ class Bordered:
             what=what,
         )
 
-    def words(self, p: Problem, tile: int) -> Words:
+    def words(self, p: Problem, tile: int) -> dict[str, int]:
         """Return the words about points: where they are, and where their corners lie."""
         before = tuple(pair[0] for pair in p.padding)
         sizes = {"size": p.input_size, "out": p.output_size, "kernel": p.kernel_size}
         steps = {"stride": p.stride, "pad": before, "dil": p.dilation}
         line_d, line_h = self.image.d // self.width, self.image.h // self.width
         outside = (p.input_size[0] + 1) * (1, line_h, line_d)[p.ndim - 1]
-        words: Words = dict(
-            ndim=p.ndim, line_d=line_d, line_h=line_h, width=self.width, outside=outside, tile=tile
-        )
+        words = dict(ndim=p.ndim, line_d=line_d, line_h=line_h, width=self.width, outside=outside, tile=tile)
         for name, values in (sizes | steps).items():
             default = 0 if name == "pad" else 1
             for axis, value in zip("dhw", [default] * (3 - p.ndim) + list(values), strict=True):
@@ -144,7 +142,8 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
     )
-    b.stage("deform", -(-pixels // tile), words | bordered.words(p, tile))
+    words |= bordered.words(p, tile)
+    b.stage("deform", -(-pixels // tile), words)
     work_ns = (p.flops / max(p.batch, 1) + pixels * p.taps * p.in_channels * corners) / GFLOPS
     return b.finish(work_ns, f"{tile} points, {rows} pixels x {w_width} channels")
 

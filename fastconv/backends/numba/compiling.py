@@ -1,6 +1,6 @@
 """From Python to functions that can be called by address: what imports numba.
 
-There are fourteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are fifteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -16,6 +16,7 @@ from ...lowering import program
 from . import activation, objects
 from .dcn import dcn
 from .deform import deform
+from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
 from .depthwise import depthwise_pixels, depthwise_planes
 from .depthwise_grad import plane_grad
@@ -46,6 +47,7 @@ ENGINES = {
     "dcn": dcn,
     "weight_grad": weight_grad,
     "plane_grad": plane_grad,
+    "deform_grad": deform_grad,
 }
 ACTIVATIONS: dict[Any, Callable] = {
     ("silu", types.float32): activation.silu,

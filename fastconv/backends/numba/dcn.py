@@ -151,10 +151,10 @@ def dcn(a, begin, end, thread):
         for t in range(taps):
             if t != a.skipped:
                 if scale == 1:
-                    deform_points(a, work, offset, plane, mask, True, t, pixels)
+                    deform_points(a, work, offset, plane, mask, True, t, pixels, False, work.grid)
                 else:
                     dcn_offsets(a, scale, offset, plane, t, pixels, work.columns)
-                    deform_points(a, work, work.columns, a.tile, mask, True, t, pixels)
+                    deform_points(a, work, work.columns, a.tile, mask, True, t, pixels, False, work.grid)
                 offset = offset + 2 * plane
                 mask = mask + plane
         if a.softmax:
