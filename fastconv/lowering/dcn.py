@@ -30,7 +30,7 @@ def lower_dcn(problem: Problem, engines: Engines) -> Any:
     tile = round_up(min(max(min(TILE, MOST_POINTS // p.taps), b.lanes), pixels), b.lanes)
     bases, shares, masks = p.taps * tile * 8 // b.itemsize, p.taps * tile * 4, p.taps * tile
     turned, results, offsets = sums * (tile + b.lanes), tile * sums, 2 * tile
-    work = bases + 11 * tile + shares + masks + turned + results + offsets + b.lanes
+    work = bases + 6 * tile + shares + masks + turned + results + offsets + b.lanes
     y_image, y_channel, _, _, y_w = output_strides(p)
     words: Words = dict.fromkeys(WORDS["dcn"], 0)
     words |= bordered.words(p, tile)

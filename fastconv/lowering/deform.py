@@ -107,7 +107,7 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
-        + 11 * tile
+        + 6 * tile
         + w_width * (tile + lanes)
         + w_blocks * tile * w_width
         + tile * tap_block * bordered.most_channels

@@ -80,7 +80,7 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
     turned = TURNED_PIXELS + lanes
     work = (
         p.taps * tile * (int64s + corners + 1 + 3)
-        + 8 * tile
+        + 3 * tile
         + tile * tap_block * max(corners, 4)
         + turned * bordered.width
         + 2 * (tile + outputs) * row
