@@ -279,7 +279,7 @@ class Call:
         weight = None if weight is None else as_operand(weight, dtype)
         bias = None if bias is None else as_operand(bias, dtype)
         if offset is not None:
-            offset, mask = self._channels_first(offset), None if mask is None else self._channels_first(mask)
+            offset, mask = self._points(offset), None if mask is None else self._points(mask)
         if self.unbatched:
             input = input[None]
         self.executable(result, input, weight, bias, offset, mask, threads)
@@ -337,10 +337,12 @@ class Call:
             out[...] = result
         return out
 
-    def _channels_first(self, array: ndarray) -> ndarray:
+    def _points(self, array: ndarray) -> ndarray:
+        """Return an offset or mask as the kernel takes it."""
         if self.unbatched:
             array = array[None]
-        return as_operand(array if self.problem.layout == "NCHW" else np.moveaxis(array, -1, 1), self.dtype)
+        as_given = self.problem.layout == "NCHW" or self.kernel.points_as_given
+        return as_operand(array if as_given else np.moveaxis(array, -1, 1), self.dtype)
 
 
 def as_operand(array: ndarray, dtype: np.dtype) -> ndarray:

@@ -112,7 +112,8 @@ def pack_offsets(offsets: ArrayLike, *, layout: str = "NCHW") -> np.ndarray:
         raise ShapeError(
             f"offsets must have shape (N, DG, KH, KW, 2, OH, OW), its like in 1 or 3 dimensions, or that without N, got {array.shape}"
         )
-    packed = array.reshape(*array.shape[:batched], -1, *array.shape[-ndim:])
+    channels = math.prod(array.shape[batched : batched + 2 + ndim])
+    packed = array.reshape(*array.shape[:batched], channels, *array.shape[-ndim:])
     return packed if layout == "NCHW" else np.moveaxis(packed, batched, -1)
 
 
@@ -148,7 +149,8 @@ def unpack_offsets(offset: ArrayLike, kernel_size: Sequence[int], *, layout: str
     array, ndim = np.asarray(offset), len(kernel)
     first, batched = _channels_first("offset", array, ndim, layout)
     _check_channels("offset", array, first.shape[batched], ndim * math.prod(kernel))
-    return first.reshape(*first.shape[:batched], -1, *kernel, ndim, *first.shape[-ndim:])
+    groups = first.shape[batched] // (ndim * math.prod(kernel))
+    return first.reshape(*first.shape[:batched], groups, *kernel, ndim, *first.shape[-ndim:])
 
 
 def convert_offsets(
@@ -481,7 +483,8 @@ def sampling_points(
     points = math.prod(kernel) - removed
     _check_channels("offset", array, first.shape[batched], ndim * points)
     size = first.shape[-ndim:]
-    found = first.reshape(*first.shape[:batched], -1, points, ndim, *size) * array.dtype.type(scale)
+    groups = first.shape[batched] // (ndim * points)
+    found = first.reshape(*first.shape[:batched], groups, points, ndim, *size) * array.dtype.type(scale)
     for axis in range(ndim):
         middle = dilation[axis] * (kernel[axis] - 1) // 2
         taps = np.indices(kernel)[axis].ravel() * dilation[axis]
@@ -614,7 +617,8 @@ def _convert(
     if orders[0] == orders[1]:
         return array
     have, wanted = (_places(order, kernel, removed, each) for order in orders)
-    grouped = first.reshape(*first.shape[:batched], -1, count, *first.shape[-2:])
+    groups = first.shape[batched] // count
+    grouped = first.reshape(*first.shape[:batched], groups, count, *first.shape[-2:])
     moved = np.take(grouped, np.argsort(have)[wanted], axis=batched + 1).reshape(first.shape)
     return moved if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(moved, batched, -1))
 

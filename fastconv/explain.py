@@ -213,7 +213,9 @@ def _copies(operands: dict[str, np.ndarray | None], call: Call) -> tuple[str, ..
     for name, array in operands.items():
         if array is None or 0 in array.strides:  # a stand-in for a shape
             continue
-        moved = name in ("offset", "mask") and call.problem.layout == "NHWC"
+        moved = (
+            name in ("offset", "mask") and call.problem.layout == "NHWC" and not call.kernel.points_as_given
+        )
         if moved or array.dtype != call.dtype or not array.flags.c_contiguous or not array.flags.aligned:
             told.append(f"{name} converted: {_bytes(math.prod(array.shape) * call.dtype.itemsize)}")
     if call.result_dtype != call.dtype:

@@ -53,8 +53,8 @@ class Executable(Protocol):
     """What :attr:`Kernel.build` returns: a call that fills `output`.
 
     All arrays are C-contiguous, aligned, in native byte order, of the problem's dtype and shapes, and batched;
-    `offset` and `mask` are channels first in both layouts; absent ones are None. Only `output` may be written to. Calls may come
-    from several threads at once.
+    `offset` and `mask` are channels first in both layouts unless the kernel says otherwise; absent ones are
+    None. Only `output` may be written to. Calls may come from several threads at once.
 
     Optional attributes: ``bind(weight, bias)`` returns an executable with the weights packed, which ignores
     the weight and bias it is called with; ``scratch_bytes(threads)``, ``copies``, ``tile`` and ``isa`` are
@@ -100,6 +100,8 @@ class Kernel:
     tolerance : float
         Largest max|error| / max|reference| where the direct sum would be exact, as on small integers, in units of the
         type's machine epsilon. 0, as nearly all have it, asks for equality.
+    points_as_given : bool
+        Whether it takes `offset` and `mask` in the problem's layout, and not always channels first.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Kernel:
     cost: Callable[[Problem], float] = field(repr=False)
     build: Callable[[Problem], Executable] = field(repr=False)
     tolerance: float = 0.0
+    points_as_given: bool = False
 
 
 @runtime_checkable

@@ -23,6 +23,17 @@ static const real *FN(dcn_offsets)(const dcn_words *d, const deform_words *a, re
     return scaled;
 }
 
+/* Offsets or masks of a tile with channels first, as they are if that is how they come. `plane` becomes their stride. */
+INLINE const real *FN(dcn_turned)(const real *x, int64_t pixel, int64_t channels, int64_t first, int64_t pixels, int64_t tile, real *turned,
+                                  int64_t *plane)
+{
+    if (pixel == 1)
+        return x + first;
+    FN(transpose)(turned, tile, x + first * pixel, pixel, pixels, channels);
+    *plane = tile;
+    return turned;
+}
+
 /* Masks become exp(l) over its sum over the points of a pixel; the largest is subtracted first. */
 static void FN(dcn_softmax)(const deform_words *a, real *mask, int64_t taps, int64_t skipped, int64_t pixels)
 {
@@ -87,18 +98,22 @@ static void FN(dcn)(const int64_t *words, int64_t begin, int64_t end, int64_t th
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task % a->tiles, group = task / a->tiles % a->groups, image = task / a->tiles / a->groups;
         int64_t first = tile * a->tile, pixels = plane - first < a->tile ? plane - first : a->tile;
-        const real *offset = (const real *)a->offset + image * a->offset_image + group * d->points * 2 * plane + first;
-        const real *mask = (const real *)a->mask + image * a->mask_image + group * d->points * plane + first;
+        int64_t step = plane, channel = d->offset_pixel == 1 ? plane : 1;
+        const real *offset = (const real *)a->offset + image * a->offset_image + group * d->points * 2 * channel;
+        const real *mask = (const real *)a->mask + image * a->mask_image + group * d->points * channel;
+        real *room = s.columns + 2 * a->tile;
+        mask = FN(dcn_turned)(mask, d->mask_pixel, d->points, first, pixels, a->tile, room, &step);
+        offset = FN(dcn_turned)(offset, d->offset_pixel, 2 * d->points, first, pixels, a->tile, room + d->points * a->tile, &step);
         FN(deform_grid)(a, first, pixels, s.grid);
         for (int64_t t = 0; t < taps; t++) {
             if (t == d->skipped)
                 continue;
             if (scale == 1)
-                FN(deform_points)(a, s, offset, plane, mask, t, pixels, 0);
+                FN(deform_points)(a, s, offset, step, mask, t, pixels, 0);
             else
-                FN(deform_points)(a, s, FN(dcn_offsets)(d, a, (real)scale, offset, plane, t, pixels, s.columns), a->tile, mask, t, pixels, 0);
-            offset += 2 * plane;
-            mask += plane;
+                FN(deform_points)(a, s, FN(dcn_offsets)(d, a, (real)scale, offset, step, t, pixels, s.columns), a->tile, mask, t, pixels, 0);
+            offset += 2 * step;
+            mask += step;
         }
         if (d->softmax)
             FN(dcn_softmax)(a, s.mask, taps, d->skipped, pixels);

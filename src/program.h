@@ -173,6 +173,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(points) W(skipped)       /* samples of a pixel, and the tap that has none (or the number of taps) */             \
     W(middle_d) W(middle_h) W(middle_w) /* of the grid of taps, around which it is scaled */                           \
     W(scale)                   /* the bits of a double */                                                              \
+    W(offset_pixel) W(mask_pixel) /* from a pixel to the next: 1, or the channels if these come last */                \
     W(softmax)                 /* whether masks are logits */
 
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */

@@ -29,7 +29,7 @@ def lower_dcn(problem: Problem, engines: Engines) -> Any:
     pixels, sums = math.prod(p.output_size), round_up(channels, b.lanes)
     tile = round_up(min(max(min(TILE, MOST_POINTS // p.taps), b.lanes), pixels), b.lanes)
     bases, shares, masks = p.taps * tile * 8 // b.itemsize, p.taps * tile * 4, p.taps * tile
-    turned, results, offsets = sums * (tile + b.lanes), tile * sums, 2 * tile
+    turned, results, offsets = sums * (tile + b.lanes), tile * sums, (2 + 3 * p.points) * tile
     work = bases + 6 * tile + shares + masks + turned + results + offsets + b.lanes
     y_image, y_channel, _, _, y_w = output_strides(p)
     words: Words = dict.fromkeys(WORDS["dcn"], 0)
@@ -57,6 +57,8 @@ def lower_dcn(problem: Problem, engines: Engines) -> Any:
         points=p.points,
         skipped=p.taps // 2 if p.remove_center else p.taps,
         scale=struct.unpack("<q", struct.pack("<d", p.offset_scale))[0],
+        offset_pixel=1 if p.layout == "NCHW" else math.prod(p.offset_shape[1 : -p.ndim]),
+        mask_pixel=1 if p.layout == "NCHW" else math.prod(p.mask_shape[1 : -p.ndim]),
         softmax=int(p.variant == "dcnv3"),
     )
     for axis, k, d in zip("hw", p.kernel_size, p.dilation, strict=True):

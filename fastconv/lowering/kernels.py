@@ -94,6 +94,7 @@ def program_kernels(
         cost: Callable,
         lower: Lower,
         tolerance: float = 0.0,
+        points_as_given: bool = False,
     ) -> Kernel:
         def refuse_all(problem: Problem) -> str | None:
             if problem.dtype not in DTYPES:
@@ -107,9 +108,10 @@ def program_kernels(
 
             return lower(problem, engines(config.best_isa(_native.isas())))
 
-        return Kernel(
-            name, backend, ops, refuse_all, lambda problem: handicap * cost(problem), build, tolerance
-        )
+        def rank(problem: Problem) -> float:
+            return handicap * cost(problem)
+
+        return Kernel(name, backend, ops, refuse_all, rank, build, tolerance, points_as_given)
 
     table = []
     for points in (4, 5, 6):
@@ -129,7 +131,7 @@ def program_kernels(
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
     name, lower = "deform_conv_transpose_tile", lower_deform_transpose
     table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
-    table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn))
+    table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn, points_as_given=True))
     for name, cost, lower in (
         ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
         ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),

@@ -67,7 +67,7 @@ _DEFORM = (
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
     "w_width w_blocks w_block tile tiles tap_block k_block activation"
 )
-_DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale softmax"
+_DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale offset_pixel mask_pixel softmax"
 _BLOCK = "x channels group offset_group w last"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "

@@ -7,7 +7,7 @@ of output channels; what is columns there holds offsets here.
 
 from .activation import exp
 from .deform import AXES, deform_finish, deform_grid, deform_points, deform_scratch
-from .moves import load_some
+from .moves import load_some, transpose
 from .simd import (
     INTEGERS,
     WORD,
@@ -53,6 +53,15 @@ def dcn_offsets(a, scale, offset, plane, tap, pixels, scaled):
         for p in range(0, pixels, lanes(offset)):
             given = load_some(offset + (axis * plane + p), pixels - p)
             store(scaled + (axis * a.tile + p), fma(factor, given, moved))
+
+
+@helper
+def dcn_turned(x, pixel, channels, first, pixels, tile, turned):
+    """Offsets or masks of a tile with channels first, as they are if that is how they come."""
+    if pixel == 1:
+        return x + first
+    transpose(turned, tile, x + first * pixel, pixel, pixels, channels)
+    return turned
 
 
 @helper
@@ -145,18 +154,25 @@ def dcn(a, begin, end, thread):
         group, image = rest % a.groups, rest // a.groups
         first = tile * a.tile
         pixels = min(plane - first, a.tile)
-        offset = reals(a, a.offset) + (image * a.offset_image + group * a.points * 2 * plane + first)
-        mask = reals(a, a.mask) + (image * a.mask_image + group * a.points * plane + first)
+        step, channel = plane, plane
+        if a.offset_pixel != 1:
+            step, channel = a.tile, 1
+        offset = reals(a, a.offset) + (image * a.offset_image + group * a.points * 2 * channel)
+        mask = reals(a, a.mask) + (image * a.mask_image + group * a.points * channel)
+        room = work.columns + 2 * a.tile
+        mask = dcn_turned(mask, a.mask_pixel, a.points, first, pixels, a.tile, room)
+        room = room + a.points * a.tile
+        offset = dcn_turned(offset, a.offset_pixel, 2 * a.points, first, pixels, a.tile, room)
         deform_grid(a, first, pixels, work.grid)
         for t in range(taps):
             if t != a.skipped:
                 if scale == 1:
-                    deform_points(a, work, offset, plane, mask, True, t, pixels, False, work.grid)
+                    deform_points(a, work, offset, step, mask, True, t, pixels, False, work.grid)
                 else:
-                    dcn_offsets(a, scale, offset, plane, t, pixels, work.columns)
+                    dcn_offsets(a, scale, offset, step, t, pixels, work.columns)
                     deform_points(a, work, work.columns, a.tile, mask, True, t, pixels, False, work.grid)
-                offset = offset + 2 * plane
-                mask = mask + plane
+                offset = offset + 2 * step
+                mask = mask + step
         if a.softmax:
             dcn_softmax(a, work.mask, taps, pixels)
         x = x0 + (image * a.x_image + group * a.x_group)
