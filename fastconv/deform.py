@@ -378,7 +378,8 @@ def from_dcnv4(
             f"offset_mask must have shape (N, OH, OW, channels), of channels {groups} * 3 * {points} or more, got {array.shape}"
         )
     each = array[..., : 3 * points * groups].reshape(*array.shape[:-1], groups, 3 * points)
-    offset, mask = (part.reshape(*array.shape[:-1], -1) for part in np.split(each, [2 * points], axis=-1))
+    parts = np.split(each, [2 * points], axis=-1)
+    offset, mask = (part.reshape(*array.shape[:-1], groups * part.shape[-1]) for part in parts)
     return from_dcnv3(offset, mask, kernel, remove_center=remove_center)
 
 
@@ -415,8 +416,8 @@ def to_dcnv4(
         raise ShapeError(f"offset must have twice the channels of the mask {mask.shape}, got {offset.shape}")
     points = math.prod(kernel_size) - remove_center
     groups = mask.shape[-1] // points
-    each = (part.reshape(*mask.shape[:-1], groups, -1) for part in (offset, mask))
-    joined = np.concatenate(list(each), axis=-1).reshape(*mask.shape[:-1], -1)
+    each = [part.reshape(*mask.shape[:-1], groups, part.shape[-1] // groups) for part in (offset, mask)]
+    joined = np.concatenate(each, axis=-1).reshape(*mask.shape[:-1], 3 * mask.shape[-1])
     missing = -joined.shape[-1] % DCNV4_CHANNELS
     return np.pad(joined, [(0, 0)] * (joined.ndim - 1) + [(0, missing)])
 
