@@ -42,9 +42,6 @@ INLINE FN(deform_grad_work) FN(deform_grad_scratch)(const deform_grad_words *a, 
     s.at.base = (int64_t *)at, at += taps * tile * int64s;
     s.at.grid = at, at += 3 * tile;
     s.at.fraction = at;
-    s.at.low = at, at += 3 * tile;
-    s.at.inside = (int_of_real *)at, at += tile;
-    s.at.nan = (int_of_real *)at, at += tile;
     s.at.weight = at, at += taps * corners * tile;
     s.at.mask = at, at += taps * tile;
     s.fractions = at, at += taps * 3 * tile;

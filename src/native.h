@@ -56,9 +56,12 @@
 #define LEAVING_PIXELS 128
 #define MAX_WINOGRAD_TILES 192
 
+/* Vectors of channels that DCN sums at once. */
+#define DCN_VECTORS 4
+
 #define ENGINE_NAMES                                                                                                   \
     "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
-    "depthwise_planes depthwise_pixels deform weight_grad plane_grad deform_grad"
+    "depthwise_planes depthwise_pixels deform dcn weight_grad plane_grad deform_grad"
 
 /* Does something so many times; the result is there to be used. */
 typedef double (*limit_fn)(const void *data, int64_t bytes, int64_t count);

@@ -169,6 +169,16 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(tile) W(tiles)           /* output pixels of a task, tasks of an image */                                        \
     W(tap_block) W(k_block) W(activation)
 
+/* dcn: as deform, for 2-D. Groups are those of offsets, each in a block of its own, and `channels` those of a group. */
+#define DCN_WORDS(W)                                                                                                   \
+    DEFORM_WORDS(W)                                                                                                    \
+    W(x_group)                 /* elements from a block of channels to the next */                                     \
+    W(points) W(skipped)       /* samples of a pixel, and the tap that has none (or the number of taps) */             \
+    W(middle_d) W(middle_h) W(middle_w) /* of the grid of taps, around which it is scaled */                           \
+    W(scale)                   /* the bits of a double */                                                              \
+    W(offset_pixel) W(mask_pixel) /* from a pixel to the next: 1, or the channels if these come last */                \
+    W(softmax)                 /* whether masks are logits */
+
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
 
@@ -255,6 +265,7 @@ DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
+DECLARE(dcn_words, DCN_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 DECLARE(grad_tap_words, GRAD_TAP_WORDS)
@@ -284,6 +295,7 @@ static const word_layout word_layouts[] = {
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
+    {"dcn", DCN_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
     {"grad_tap", GRAD_TAP_WORDS(W_NAME)},

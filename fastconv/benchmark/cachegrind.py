@@ -230,7 +230,7 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     import fastconv
 
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal(entry.weight, np.float32)
+    weight = rng.standard_normal(entry.weight, np.float32) if entry.weight else None
     forward = entry.op.removesuffix("_weight_grad").removesuffix("_grad")
     plan = fastconv.plan(forward, entry.input, weight, **entry.options, backend="cython", num_threads=1)
     problem = replace(plan.problem, op=entry.op)
@@ -239,7 +239,7 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     if refusal:
         raise RuntimeError(f"{problem} is not taken by {entry.kernel}: {refusal}")
     shapes = [entry.input]
-    if problem.variant == "deform_conv":
+    if problem.offset_groups:
         shapes += [problem.offset_shape, problem.mask_shape] if problem.mask_shape else [problem.offset_shape]
     *operands, out = _arrays([*shapes, plan.output_shape])
     for operand in operands:
@@ -248,7 +248,7 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     program: Any = kernel.build(problem)
     if forward != entry.op:
         out[...] = rng.standard_normal(out.shape, np.float32)
-    if problem.variant == "deform_conv" and forward != entry.op:
+    if problem.offset_groups and forward != entry.op:
         given, offset, mask, *_ = [*operands, None]
         arrays = {"input": given, "offset": offset, "weight": weight}
         arrays |= {} if mask is None else {"mask": mask}
@@ -257,9 +257,10 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
         return lambda: program(grads, out, given, weight, offset, mask, 1), moved
     if forward != entry.op:
         return lambda: program(weight, operands[0], out, None, None, None, 1), problem.bytes
-    program = program.bind(weight, None)
+    if weight is not None and hasattr(program, "bind"):
+        program, weight = program.bind(weight, None), None
     given, offset, mask, *_ = [*operands, None, None]
-    return lambda: program(out, given, None, None, offset, mask, 1), problem.bytes
+    return lambda: program(out, given, weight, None, offset, mask, 1), problem.bytes
 
 
 def _arrays(shapes: Sequence[Sequence[int]]) -> list[Any]:

@@ -12,7 +12,7 @@ from .dense import add_halo
 from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["MOST_POINTS", "Bordered", "lower_deform"]
+__all__ = ["GFLOPS", "MOST_POINTS", "Bordered", "lower_deform"]
 
 # Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
 CHANNEL_BLOCK = 32
@@ -36,9 +36,9 @@ class Bordered:
     width: int
 
     @classmethod
-    def of(cls, b: Builder, even: bool = False) -> "Bordered":
-        """Return how the input is laid out; `even` if blocks are to be of nearly equal size."""
-        blocks = _channel_blocks(b.problem, even)
+    def of(cls, b: Builder, blocks: list[tuple[int, int]] | None = None, *, even: bool = False) -> "Bordered":
+        """Cut the channels as weights and points do, `even` into blocks of nearly equal size; or as given: (first, count)."""
+        blocks = blocks or _channel_blocks(b.problem, even)
         most = max(count for _, count in blocks)
         # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
         width = round_up(most, b.lanes if most >= b.lanes else NARROW)
@@ -107,7 +107,7 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
-        + 11 * tile
+        + 6 * tile
         + w_width * (tile + lanes)
         + w_blocks * tile * w_width
         + tile * tap_block * bordered.most_channels

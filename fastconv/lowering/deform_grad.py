@@ -83,7 +83,7 @@ def lower_deform_grad(problem: Problem, engines: Engines) -> SampleGradients:
     turned = max((TURNED_PIXELS + lanes) * bordered.width, p.taps * bordered.most_channels * as_given)
     work = (
         p.taps * tile * (int64s + corners + 1 + 3)
-        + 8 * tile
+        + 3 * tile
         + tile * tap_block * max(corners, 4)
         + turned
         + 2 * (tile + outputs) * row

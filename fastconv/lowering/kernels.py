@@ -8,6 +8,8 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+deform_conv_transpose_tile the gradient of that in its input, without the others
+dcn_sum                    the same samples, summed over taps for each channel
 deform_conv_grad_tile      register tile, the samples' gradients, register tile
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
@@ -21,10 +23,21 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD, Problem
+from ..problem import (
+    CONV,
+    CONV_TRANSPOSE,
+    DCN,
+    DEFORM_CONV,
+    DEFORM_GRAD,
+    DEFORM_TRANSPOSE,
+    WEIGHT_GRAD,
+    Problem,
+)
 from ..registry import Kernel, Refusal
+from .dcn import lower_dcn
 from .deform import lower_deform
 from .deform_grad import lower_deform_grad
+from .deform_transpose import lower_deform_transpose
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_plane_grad
@@ -94,6 +107,7 @@ def program_kernels(
         cost: Callable,
         lower: Lower,
         tolerance: float = 0.0,
+        points_as_given: bool = False,
     ) -> Kernel:
         def refuse_all(problem: Problem) -> str | None:
             if problem.dtype not in DTYPES:
@@ -107,9 +121,10 @@ def program_kernels(
 
             return lower(problem, engines(config.best_isa(_native.isas())))
 
-        return Kernel(
-            name, backend, ops, refuse_all, lambda problem: handicap * cost(problem), build, tolerance
-        )
+        def rank(problem: Problem) -> float:
+            return handicap * cost(problem)
+
+        return Kernel(name, backend, ops, refuse_all, rank, build, tolerance, points_as_given)
 
     table = []
     for points in (4, 5, 6):
@@ -127,6 +142,9 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    name, lower = "deform_conv_transpose_tile", lower_deform_transpose
+    table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
+    table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn, points_as_given=True))
     for name, cost, lower in (
         ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
         ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
@@ -201,6 +219,11 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_flops(problem) + samples / SAMPLE_BYTES
+
+
+def cost_dcn(problem: Problem) -> float:
+    samples = problem.flops / 2 * 2**problem.ndim * problem.dtype.itemsize
+    return OVERHEAD + samples / SAMPLE_BYTES + problem.bytes / MEMORY_BYTES
 
 
 def cost_deform_grad(problem: Problem) -> float:

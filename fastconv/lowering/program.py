@@ -67,6 +67,7 @@ _DEFORM = (
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
     "w_width w_blocks w_block tile tiles tap_block k_block activation"
 )
+_DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale offset_pixel mask_pixel softmax"
 _BLOCK = "x channels group offset_group w last"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
@@ -104,6 +105,7 @@ WORDS = {
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "pixel_tile": tuple(_PIXEL_TILE.split()),
     "deform": tuple(_DEFORM.split()),
+    "dcn": tuple(_DCN.split()),
     "block": tuple(_BLOCK.split()),
     "weight_grad": tuple(_WEIGHT_GRAD.split()),
     "grad_tap": tuple(_GRAD_TAP.split()),
@@ -126,6 +128,7 @@ ENGINES = {
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
+    "dcn": "dcn",
     "weight_grad": "weight_grad",
     "plane_grad": "plane_grad",
     "deform_grad": "deform_grad",

@@ -1,6 +1,6 @@
 """From Python to functions that can be called by address: what imports numba.
 
-There are fourteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are fifteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -14,6 +14,7 @@ from numba import cfunc, types
 from ... import config
 from ...lowering import program
 from . import activation, objects
+from .dcn import dcn
 from .deform import deform
 from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
@@ -43,6 +44,7 @@ ENGINES = {
     "depthwise_planes": depthwise_planes,
     "depthwise_pixels": depthwise_pixels,
     "deform": deform,
+    "dcn": dcn,
     "weight_grad": weight_grad,
     "plane_grad": plane_grad,
     "deform_grad": deform_grad,

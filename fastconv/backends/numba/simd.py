@@ -435,6 +435,12 @@ def real(like, value):
 
 
 @verb
+def double_of(bits):
+    """The double that a word holds the bits of."""
+    return types.float64(word), lambda builder, value: builder.bitcast(value, ir.DoubleType())
+
+
+@verb
 def load(p):
     return vector_of(p)(p), lambda builder, at: emit_load(builder, p, at)
 
