@@ -21,13 +21,15 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?= -q
 BENCH_ARGS ?=
 
-# Optional: what the suite compares with where it is installed (5 GB). expecttest is for torch's OpInfo database.
-# playwright clicks through the explorer's page where there is a Chromium.
-PEERS := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime expecttest distributed playwright
+# Optional: what the suite and the benchmark compare with where it is installed (5 GB).
+LIBRARIES := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime
+# expecttest is for torch's OpInfo database, scikit-learn has the digits of the training example, playwright clicks
+# through the explorer's page where there is a Chromium.
+PEERS := $(LIBRARIES) expecttest scikit-learn distributed playwright
 # Of this only the OCR networks that it ships are used.
 NETWORKS := rapidocr-onnxruntime
 # What `make bench` compares with besides the libraries of the extra `bench`. Less:  make bench BENCH_PEERS=
-BENCH_PEERS ?= $(PEERS) jax
+BENCH_PEERS ?= $(LIBRARIES) jax
 
 # The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
 export PYTHONSAFEPATH := 1

@@ -36,8 +36,8 @@ class Adjoint:
     kept: Ints
 
 
-def adjoint_of(problem: Problem) -> Adjoint:
-    """Return the problems of the gradients of a convolution or transposed convolution."""
+def adjoint_of(problem: Problem) -> Adjoint | None:
+    """Return the problems of the gradients of a convolution or transposed convolution; None if all of them are zero."""
     return _of_transposed(problem) if problem.variant == "conv_transpose" else _of_convolution(problem)
 
 
@@ -55,13 +55,15 @@ def _of_convolution(p: Problem) -> Adjoint:
     return Adjoint(adjoint, replace(p, op=f"{p.op}_weight_grad"), folded, p.output_size)
 
 
-def _of_transposed(p: Problem) -> Adjoint:
+def _of_transposed(p: Problem) -> Adjoint | None:
     # Output padding of a stride or more adds pixels that a convolution would answer with more outputs.
     beyond = tuple(e - e % s for e, s in zip(p.output_padding, p.stride, strict=True))
     padding: Pairs = tuple((b, max(a - e, 0)) for (b, a), e in zip(p.padding, beyond, strict=True))
     kept = tuple(
         size - max(e - a, 0) for size, (_, a), e in zip(p.output_size, p.padding, beyond, strict=True)
     )
+    if 0 in kept:  # all of the output is output padding
+        return None
     shape = (p.batch, p.out_channels, *kept) if p.layout == "NCHW" else (p.batch, *kept, p.out_channels)
     adjoint = Problem.create(f"conv{p.ndim}d", shape, p.weight_shape, padding=padding, **_options(p))
     return Adjoint(adjoint, replace(adjoint, op=f"{adjoint.op}_weight_grad"), False, kept)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import config, registry
-from .adjoint import adjoint_of, fold
+from .adjoint import Adjoint, adjoint_of, fold
 from .call import (
     OPTIONS,
     Call,
@@ -21,7 +21,7 @@ from .call import (
 )
 from .config import Request
 from .errors import ShapeError
-from .problem import DEFORM_CONV, Problem, parse_op
+from .problem import DEFORM_CONV, Ints, Problem, parse_op
 
 __all__ = ["ConvGrads", "DeformGrads", "GradCall", "as_wrt", "find_grad_call", "prepare_grad"]
 
@@ -207,6 +207,9 @@ class ConvGradCall(GradCall):
 
     def prepare(self, request: Request) -> None:
         self.adjoint = adjoint_of(self.problem)
+        self.parts = {}
+        if self.adjoint is None:
+            return
         self.parts = {
             name: Call(problem, registry.choose(problem, request), self.source, False, self.dtype)
             for name, problem in (("input", self.adjoint.input), ("weight", self.adjoint.weight))
@@ -227,12 +230,33 @@ class ConvGradCall(GradCall):
             if array is not None:
                 self.check_out(name, array, shape, (grad_output, input, weight))
         whole = self.image(grad_output)
-        gy = self._cut(whole)
         found: dict[str, np.ndarray | None] = dict.fromkeys(ConvGrads._fields)
+        if self.adjoint is None:
+            for name in self.wrt - {"bias"}:
+                found[name] = self.finish(
+                    name, np.zeros(getattr(self.problem, f"{name}_shape"), self.dtype), getattr(out, name)
+                )
+        else:
+            self._linear(found, self.adjoint, whole, input, weight, out, num_threads)
+        if "bias" in self.wrt:
+            found["bias"] = self.finish("bias", self.bias(whole), out.bias)
+        return ConvGrads(**found)
+
+    def _linear(
+        self,
+        found: dict[str, np.ndarray | None],
+        adjoint: Adjoint,
+        whole: np.ndarray,
+        input: np.ndarray | None,
+        weight: np.ndarray | None,
+        out: ConvGrads,
+        num_threads: int | None,
+    ) -> None:
+        gy = self._cut(whole, adjoint.kept)
         if "input" in self.wrt:
-            target = None if self.adjoint.folded else self._target(out.input, self.unbatched)
+            target = None if adjoint.folded else self._target(out.input, self.unbatched)
             grad = self.parts["input"](gy, weight, None, None, None, target, num_threads)
-            grad = fold(self.problem, grad) if self.adjoint.folded else grad
+            grad = fold(self.problem, grad) if adjoint.folded else grad
             found["input"] = self.finish("input", grad, out.input)
         if "weight" in self.wrt:
             assert input is not None
@@ -240,14 +264,11 @@ class ConvGradCall(GradCall):
             pair = pair[::-1] if self.problem.variant == "conv_transpose" else pair
             grad = self.parts["weight"](*pair, None, None, None, self._target(out.weight, False), num_threads)
             found["weight"] = self.finish("weight", grad, out.weight)
-        if "bias" in self.wrt:
-            found["bias"] = self.finish("bias", self.bias(whole), out.bias)
-        return ConvGrads(**found)
 
-    def _cut(self, grad_output: np.ndarray) -> np.ndarray:
-        if self.adjoint.kept == self.problem.output_size:
+    def _cut(self, grad_output: np.ndarray, kept: Ints) -> np.ndarray:
+        if kept == self.problem.output_size:
             return grad_output
-        spatial = tuple(slice(size) for size in self.adjoint.kept)
+        spatial = tuple(slice(size) for size in kept)
         last = self.problem.layout == "NHWC"
         index = (slice(None), *spatial) if last else (slice(None), slice(None), *spatial)
         return as_operand(grad_output[index], self.dtype)

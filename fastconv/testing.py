@@ -220,9 +220,9 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     dilation = (1,) * ndim if index % 4 < 2 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if index % 5 == 4 and variant == "conv" and ndim == 2:  # what algorithms for small squares take
-        side = (3, 3, 5)[index // 5 % 3]
-        kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest
+    if index % 5 == 4 and variant == "conv":  # what algorithms for few taps take
+        side = (3, 3, 5)[index // 5 % 3] if ndim < 3 else 2 + index // 5 % 2
+        kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest if ndim < 3 else longest
         span = [d * (side - 1) + 1 for d in dilation]
     padding = tuple((int(rng.integers(0, s + 1)), int(rng.integers(0, s + 1))) for s in span)
     size = tuple(
@@ -240,7 +240,7 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
             size = tuple(max(i, s - b - a) for i, s, (b, a) in zip(size, span, padding, strict=True))
         options |= {"padding_mode": mode}
     elif variant == "conv_transpose":
-        if index % 5 == 4 and ndim == 2:  # whose phases are such squares
+        if index % 5 == 4:  # whose phases are such kernels
             dilation, step = (1,) * ndim, 1 + index % 2
             stride, kernel = (step,) * ndim, ((3, 4)[index % 2],) * ndim
             options |= {"stride": stride, "dilation": dilation}

@@ -70,7 +70,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
 #define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \
     W(x) W(y)                                                                                                          \
-    W(outputs) W(kernel)       /* m and r */                                                                           \
+    W(outputs) W(kernel) W(rank) /* m, r, and along how many axes */                                                   \
     W(channels) W(width) W(pieces) /* of the channels, each a task */                                                  \
     W(x_block) W(y_block) W(y_point)
 
@@ -78,21 +78,24 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
  * belong to several images, and some blocks of output channels. */
 #define WINOGRAD_WORDS(W)                                                                                              \
     W(x) W(w) W(weight) W(b) W(y) W(work) W(work_stride) W(images)                                                     \
-    W(outputs) W(kernel)                                                                                               \
+    W(outputs) W(kernel) W(rank)                                                                                       \
     W(x_image) W(x_group) W(x_h) W(x_w) W(y_image) W(y_group) W(y_channel) W(y_h) W(y_w)                               \
-    W(groups) W(depth) W(channels) /* input and output channels of a group */                                          \
+    W(y_next)                  /* if tiles interleave: from a pixel to that of the next tile, else 0 */                \
+    W(groups) W(depth) W(taps) W(channels) /* input channels of a group, taps among them, output channels */           \
     W(parts)                   /* tasks that share a block of tiles */                                                 \
-    W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
+    W(sums) W(sum_count) W(block) W(block_sources) /* tiles of a task, and most sources that they have */              \
     W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
-    W(v_row)                   /* elements from a tile to the next in a matrix of transformed inputs */                \
+    W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \
     W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
     W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
 
-/* One stride-1 convolution among those of a transposed one. The offsets of each k are for the direct sum. */
-#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(w) W(w_offsets) W(x_offsets)
+/* One stride-1 convolution among those of a transposed one, and where in the image its sources begin. The offsets of
+ * each k are for the direct sum. */
+#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(sources) W(source_count) W(w) W(w_offsets) W(x_offsets)
 
-/* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` are one row. */
-#define WINOGRAD_TILE_WORDS(W) W(x) W(y) W(rows) W(columns) W(row)
+/* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` lie side by side. It
+ * reads `source` at the first tap and those `step` further on at the next ones. */
+#define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
  * made in the thread's own scratch (or the image read in place, where nothing is padded). */

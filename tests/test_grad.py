@@ -612,3 +612,22 @@ class TestPlan:
 
 def test_names_are_those_of_the_functions():
     assert set(functional.__all__) <= set(grad.__all__)
+
+
+def test_a_transposed_convolution_of_output_padding_alone_has_no_gradient(backend):
+    x, w = np.ones((2, 2, 7, 2), np.float32), np.ones((2, 2, 2, 3), np.float32)
+    options = dict(
+        stride=(1, 3),
+        dilation=(2, 2),
+        padding=((4, 0), (6, 2)),
+        output_padding=(1, 2),
+        layout="NHWC",
+        backend=backend,
+    )
+    y = fastconv.conv_transpose2d(x, w, **options)
+    assert y.shape[1] == 1
+    assert not y.any()
+    found = fastconv.grad.conv_transpose2d(np.ones_like(y), x, w, **options)
+    assert np.array_equal(found.input, np.zeros_like(x))
+    assert np.array_equal(found.weight, np.zeros_like(w))
+    assert np.array_equal(found.bias, np.full(2, y[..., 0].size))

@@ -38,14 +38,14 @@ _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
     "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct"
 )
-_WINOGRAD_WEIGHTS = "x y outputs kernel channels width pieces x_block y_block y_point"
+_WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
-    "x w weight b y work work_stride images outputs kernel x_image x_group x_h x_w y_image y_group y_channel "
-    "y_h y_w groups depth channels parts sums sum_count block v v_row width w_block w_point k_block "
-    "activation weight_group w_row"
+    "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
+    "y_channel y_h y_w y_next groups depth taps channels parts sums sum_count block block_sources v v_row "
+    "width w_block w_point k_block activation weight_group w_row"
 )
-_WINOGRAD_SUM = "tiles tile_count w w_offsets x_offsets"
-_WINOGRAD_TILE = "x y rows columns row"
+_WINOGRAD_SUM = "tiles tile_count sources source_count w w_offsets x_offsets"
+_WINOGRAD_TILE = "source step y rows columns row"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "

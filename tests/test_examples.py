@@ -1,0 +1,57 @@
+"""The scripts of examples/ run in their small form, and do what they are there to show."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+
+pytestmark = pytest.mark.skipif(not FOLDER.exists(), reason="the examples are not beside the tests")
+
+
+def script(name, *needs):
+    """Import a script, or skip the test where what it needs is not installed."""
+    for module in needs:
+        pytest.importorskip(module, reason=f"the example needs {module}")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestDeformableDigits:
+    NEEDS = ("torch", "sklearn", "matplotlib")
+
+    @pytest.mark.parametrize("op", ["fastconv", "torchvision"])
+    def test_quick(self, op, tmp_path, capsys):
+        needs = (*self.NEEDS, "torchvision") if op == "torchvision" else self.NEEDS
+        example = script("deformable_digits", *needs)
+        figure = tmp_path / "points.png"
+        example.main(["--quick", "--op", op, "--figure", str(figure)])
+        printed = capsys.readouterr().out
+        assert "of the test images right" in printed
+        assert "of 1 seeds" in printed
+        assert printed.count("ms a step") == 2
+        assert figure.stat().st_size > 10_000
+
+    def test_both_networks_learn_equally_many_numbers(self):
+        example = script("deformable_digits", *self.NEEDS)
+        deformable = example.network(example.WIDTH, example.fastconv.torch.DeformConv2dPack)
+        count = example.parameters(deformable)
+        plain = example.network(example.plain_width(count), example.nn.Conv2d)
+        assert count <= example.parameters(plain) < 1.2 * count
+
+    def test_without_offsets_the_points_are_those_of_plain_convolutions(self):
+        example = script("deformable_digits", *self.NEEDS)
+        model = example.network(4, example.fastconv.torch.DeformConv2dPack).eval()
+        images = example.torch.zeros(1, 1, example.SIZE, example.SIZE)
+        with example.torch.no_grad():
+            (seen,) = example.seen_points(model[:-3], images, (2, 2))
+        places = {(row, column) for row, column, _ in seen}
+        assert len(seen) == 81
+        # 5 x 5 pixels of the first feature map around (4, 4), which lie two pixels of the image apart.
+        assert places == {
+            (float(row), float(column)) for row in range(4, 13, 2) for column in range(4, 13, 2)
+        }
+        assert {share for *_, share in seen} == {0.25}
