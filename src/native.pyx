@@ -30,9 +30,9 @@ cdef extern from "native.h" nogil:
         const char *fields
     word_layout *word_layouts
     int WORD_LAYOUTS
-    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_PIXELS, MAX_WINOGRAD_TILES, COLUMN_ROWS, COLUMN_TAPS
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_PIXELS, MAX_WINOGRAD_TILES, COLUMN_ROWS, COLUMN_TAPS, PROGRESS_STEP
     int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, GRAD_INPUT, GRAD_OFFSET, GRAD_WEIGHT, GRAD_MASK, SCRATCH, PACKED, THREAD, INPUT_END
-    int IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS, PROGRESS_STEP
+    int IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
     ctypedef struct stage_words:
         engine_fn run
         int64_t words, tasks, images_per_task, weights_only, in_turn
