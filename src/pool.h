@@ -20,8 +20,8 @@
 #define IDLE_YIELDS 2000
 #define STACK_BYTES (4 << 20)
 
-/* The number of tasks of a step, -1 behind the last one, and whether they are taken one at a time; and doing some of them, as one of the threads. What a thread
- * leaves in `kept`, -1 at first, it finds there for the next task. */
+/* The number of tasks of a step, -1 behind the last one, and whether they are taken one at a time; and doing some of them,
+ * as one of the threads. What a thread leaves in `kept`, -1 at first, it finds there for the next task. */
 typedef int64_t (*count_fn)(const void *what, int64_t step, int64_t *singly);
 typedef void (*work_fn)(const void *what, int64_t step, int64_t begin, int64_t end, int64_t thread, int64_t *kept);
 
