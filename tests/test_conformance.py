@@ -104,8 +104,9 @@ class TestTheComparer:
         assert "1 of" in report.failed[0]
 
     def test_cases_differ_on_every_axis(self):
-        for case in testing.cases("conv3d", 20):
-            assert len(set(case.weight_shape[2:])) == 3, str(case)
+        for index, case in enumerate(testing.cases("conv3d", 20)):
+            if index % 5 != 4:  # those are for algorithms that take cubes alone
+                assert len(set(case.weight_shape[2:])) == 3, str(case)
 
     def test_a_case_prints_as_code_that_makes_it(self):
         from fastconv.testing import Case  # noqa: F401  (the text names fastconv.testing.Case)
