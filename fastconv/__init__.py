@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
+from . import deform as deform
 from . import grad as grad
 from .config import accuracy, set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
@@ -20,9 +21,12 @@ from .functional import (
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
+    dcnv3,
+    dcnv4,
     deform_conv1d,
     deform_conv2d,
     deform_conv3d,
+    deform_conv_transpose2d,
 )
 from .grad_plan import GradPlan, plan_grad
 from .plan import Plan, plan
@@ -57,9 +61,12 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "cost",
+    "dcnv3",
+    "dcnv4",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",
+    "deform_conv_transpose2d",
     "explain",
     "kernels",
     "linear_operator",

@@ -22,7 +22,7 @@ class Program:
 
     def __init__(
         self,
-        stages: Sequence[tuple[int, int, int, int, bool]],
+        stages: Sequence[tuple[int, int, int, int, bool, bool]],
         words: Sequence[int],
         patches: Sequence[tuple[int, int, int, int]],
         *,
@@ -45,6 +45,16 @@ class Program:
         weight: np.ndarray | None,
         bias: np.ndarray | None,
         offset: np.ndarray | None,
+        mask: np.ndarray | None,
+        threads: int,
+    ) -> None: ...
+    def gradients(
+        self,
+        grads: dict[str, np.ndarray],
+        grad_output: np.ndarray,
+        input: np.ndarray,
+        weight: np.ndarray | None,
+        offset: np.ndarray,
         mask: np.ndarray | None,
         threads: int,
     ) -> None: ...

@@ -12,7 +12,7 @@ import numpy as np
 
 from .problem import Ints, Pairs, Problem
 
-__all__ = ["Adjoint", "adjoint_of", "fold"]
+__all__ = ["Adjoint", "adjoint_of", "adjoint_of_deformable", "fold"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,19 @@ def _of_transposed(p: Problem) -> Adjoint | None:
     shape = (p.batch, p.out_channels, *kept) if p.layout == "NCHW" else (p.batch, *kept, p.out_channels)
     adjoint = Problem.create(f"conv{p.ndim}d", shape, p.weight_shape, padding=padding, **_options(p))
     return Adjoint(adjoint, replace(adjoint, op=f"{adjoint.op}_weight_grad"), False, kept)
+
+
+def adjoint_of_deformable(p: Problem) -> Problem:
+    """Return the deformable convolution that a transposed one is the adjoint of: it takes outputs to inputs."""
+    options = _options(p) | {"groups": None, "padding": p.padding}
+    return Problem.create(
+        f"deform_conv{p.ndim}d",
+        p.output_shape,
+        p.weight_shape,
+        offset_shape=p.offset_shape,
+        mask_shape=p.mask_shape if p.mask else None,
+        **options,
+    )
 
 
 def _options(p: Problem) -> dict:

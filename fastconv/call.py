@@ -14,15 +14,16 @@ import numpy as np
 
 from . import config, registry
 from .errors import ShapeError
-from .problem import Problem, axis_names, dims, parse_op
+from .problem import DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem, axis_names, dims, parse_op
 
-__all__ = ["OPTIONS", "Call", "find_call", "prepare"]
+__all__ = ["OPTIONS", "Call", "find_call", "options_by_name", "prepare", "required"]
 
 OPERANDS = ("input", "weight", "bias", "offset", "mask")
 # Those that a call may leave out.
-OPTIONAL = frozenset({"bias", "offset", "mask"})
+OPTIONAL = frozenset({"weight", "bias", "offset", "mask"})
 
 # The options of every operation and what they are if not given, in the one order in which they are passed around.
+# The last ones are those of operations without a weight, and may be left off elsewhere.
 OPTIONS = {
     "stride": 1,
     "padding": 0,
@@ -34,6 +35,9 @@ OPTIONS = {
     "layout": "NCHW",
     "activation": None,
     "accuracy": None,
+    "kernel_size": None,
+    "offset_scale": 1.0,
+    "remove_center": False,
 }
 
 REMEMBERED_CALLS = 512
@@ -81,8 +85,8 @@ def find_call(
         kinds = repr(options)
     try:
         key = (
-            op, input.shape, input.dtype, weight.shape, weight.dtype, options, kinds, request, config.max_isa(),
-            config.requested_accuracy(), registry.generation,
+            op, input.shape, input.dtype, options, kinds, request, config.max_isa(), config.requested_accuracy(),
+            registry.generation, None if weight is None else (weight.shape, weight.dtype),
             None if bias is None else (bias.shape, bias.dtype),
             None if offset is None else (offset.shape, offset.dtype),
             None if mask is None else (mask.shape, mask.dtype),
@@ -126,15 +130,28 @@ def prepare(
     result_dtype = result_type(
         {name: array.dtype for name, array in operands.items() if array is not None}, dtype
     )
-    named = dict(zip(OPTIONS, options, strict=True))
-    variant, ndim = parse_op(op)
-    if variant == "deform_conv" and offset is None:
-        raise TypeError("offset must be an array, got None")
+    named = options_by_name(options)
+    ndim = parse_op(op)[1]
+    for name in required(op):
+        if operands[name] is None:
+            raise TypeError(f"{name} must be an array, got None")
     unbatched = input.ndim == ndim + 1
     problem = create_problem(op, operands, unbatched, result_dtype, named, prepared)
     if fresh:  # before a kernel is built, whose tables may grow with the output
         check_memory("the output", problem.output_shape, problem.dtype)
     return Call(problem, registry.choose(problem, request), source, unbatched, result_dtype)
+
+
+def options_by_name(options: tuple) -> dict[str, Any]:
+    """Return the options as they are called; those left off at the end are not in it."""
+    return dict(zip(OPTIONS, options, strict=False))
+
+
+def required(op: str) -> tuple[str, ...]:
+    """Return the operands without which there is no such operation, other than the input."""
+    if op in DCN:
+        return "offset", "mask"
+    return ("weight", "offset") if op in DEFORM_CONV + DEFORM_TRANSPOSE else ("weight",)
 
 
 def create_problem(
@@ -145,7 +162,7 @@ def create_problem(
     channels_last = named["layout"] == "NHWC"
     if named["accuracy"] is None:
         named = {**named, "accuracy": config.requested_accuracy()}
-    weight, bias = operands["weight"], operands.get("bias")
+    weight, bias = operands.get("weight"), operands.get("bias")
     shapes = {
         f"{name}_shape": _channels_first(name, operands[name], unbatched, ndim, channels_last)
         for name in ("offset", "mask")
@@ -154,7 +171,7 @@ def create_problem(
     return Problem.create(
         op,
         _batched_shape("input", operands["input"], unbatched, ndim),
-        weight.shape,
+        None if weight is None else weight.shape,
         dtype=np.float64 if result_dtype == np.float64 else np.float32,
         bias_shape=None if bias is None else bias.shape,
         prepared=prepared,
@@ -262,7 +279,7 @@ class Call:
         weight = None if weight is None else as_operand(weight, dtype)
         bias = None if bias is None else as_operand(bias, dtype)
         if offset is not None:
-            offset, mask = self._channels_first(offset), None if mask is None else self._channels_first(mask)
+            offset, mask = self._points(offset), None if mask is None else self._points(mask)
         if self.unbatched:
             input = input[None]
         self.executable(result, input, weight, bias, offset, mask, threads)
@@ -320,10 +337,12 @@ class Call:
             out[...] = result
         return out
 
-    def _channels_first(self, array: ndarray) -> ndarray:
+    def _points(self, array: ndarray) -> ndarray:
+        """Return an offset or mask as the kernel takes it."""
         if self.unbatched:
             array = array[None]
-        return as_operand(array if self.problem.layout == "NCHW" else np.moveaxis(array, -1, 1), self.dtype)
+        as_given = self.problem.layout == "NCHW" or self.kernel.points_as_given
+        return as_operand(array if as_given else np.moveaxis(array, -1, 1), self.dtype)
 
 
 def as_operand(array: ndarray, dtype: np.dtype) -> ndarray:

@@ -106,9 +106,9 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     import inspect
 
     from . import functional, grad
-    from .gradcall import as_wrt, prepare_grad
+    from .gradcall import as_wrt, fields_of, prepare_grad
 
-    variant, _ = parse_op(op)
+    parse_op(op)
     given = inspect.signature(getattr(grad, op)).bind(*args, **kwargs)
     given.apply_defaults()
     arguments = given.arguments
@@ -121,8 +121,7 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     request, source = (
         config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
     )
-    fields = grad.DeformGrads._fields if variant == "deform_conv" else grad.ConvGrads._fields
-    wrt = as_wrt(arguments["wrt"], fields)
+    wrt = as_wrt(arguments["wrt"], fields_of(op))
     whole = prepare_grad(op, operands, functional.options_of(arguments), wrt, request, source)
     texts: list[str] = []
     refusals: dict[str, str] = {}
@@ -215,7 +214,9 @@ def _copies(operands: dict[str, np.ndarray | None], call: Call) -> tuple[str, ..
     for name, array in operands.items():
         if array is None or 0 in array.strides:  # a stand-in for a shape
             continue
-        moved = name in ("offset", "mask") and call.problem.layout == "NHWC"
+        moved = (
+            name in ("offset", "mask") and call.problem.layout == "NHWC" and not call.kernel.points_as_given
+        )
         if moved or array.dtype != call.dtype or not array.flags.c_contiguous or not array.flags.aligned:
             told.append(f"{name} converted: {_bytes(math.prod(array.shape) * call.dtype.itemsize)}")
     if call.result_dtype != call.dtype:

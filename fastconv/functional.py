@@ -1,4 +1,4 @@
-"""The functions users call: conv, conv_transpose and deform_conv in 1, 2 and 3 dimensions.
+"""The functions users call: conv, conv_transpose and deform_conv in 1, 2 and 3 dimensions, and relatives.
 
 Names, order and meaning of the leading arguments are those of ``torch.nn.functional`` and
 ``torchvision.ops``, so that code moves over unchanged. Each function collects its options in the order of
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import device
-from .call import OPTIONS, as_arrays, find_call
+from .call import OPTIONS, as_arrays, find_call, overlaps
+from .center import blend, check_scale
 
 __all__ = [
     "conv1d",
@@ -21,9 +22,12 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "dcnv3",
+    "dcnv4",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",
+    "deform_conv_transpose2d",
 ]
 
 Ints = int | Sequence[int]
@@ -54,6 +58,29 @@ def _run(
         input, weight, bias, offset, mask = arrays
     call = find_call(op, input, weight, bias, offset, mask, options, backend, out is None)
     return call(input, weight, bias, offset, mask, out, num_threads)  # type: ignore[arg-type]
+
+
+def _run_dcn(
+    op: str,
+    input: ArrayLike,
+    offset: ArrayLike,
+    mask: ArrayLike,
+    scale: ArrayLike | None,
+    options: tuple,
+    out: np.ndarray | None,
+    backend: BackendName,
+    num_threads: int | None,
+) -> np.ndarray:
+    x, o, m = as_arrays(input=input, offset=offset, mask=mask)
+    call = find_call(op, x, None, None, o, m, options, backend, out is None)
+    if scale is None:
+        return call(x, None, None, o, m, out, num_threads)  # type: ignore[arg-type]
+    (s,) = as_arrays(center_feature_scale=scale)
+    check_scale(call, s)  # type: ignore[arg-type]
+    if out is not None and overlaps(out, s):  # type: ignore[arg-type]
+        raise ValueError(f"out (shape {out.shape}) overlaps center_feature_scale (shape {s.shape}) in memory")  # type: ignore[union-attr]
+    y = call(x, None, None, o, m, out, num_threads)  # type: ignore[arg-type]
+    return blend(call, y, x, s)  # type: ignore[arg-type]
 
 
 def options_of(arguments: Mapping[str, Any]) -> tuple:
@@ -870,3 +897,319 @@ def deform_conv3d(
     """
     options = (stride, padding, dilation, None, 0, None, "zeros", layout, activation, accuracy)
     return _run("deform_conv3d", input, weight, bias, offset, mask, options, out, backend, num_threads)
+
+
+def deform_conv_transpose2d(
+    input: ArrayLike,
+    offset: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Ints | Sequence[tuple[int, int]] = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    mask: ArrayLike | None = None,
+    *,
+    output_size: Ints | None = None,
+    layout: Layout = "NCHW",
+    activation: Activation = None,
+    accuracy: Accuracy = None,
+    out: np.ndarray | None = None,
+    backend: BackendName = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Transpose a 2-D deformable convolution: spread the input around displaced points.
+
+    y[o, q] = sum over c, t, p of w[c, o, t] m[t, p] share(q, p*stride + t*dilation - padding + offset[t, p]) x[c, p]
+
+    with share(q, P) = max(0, 1 - |q_h - P_h|) max(0, 1 - |q_w - P_w|), the part of a point that linear interpolation
+    gives to pixel q. It is the adjoint of :func:`deform_conv2d`, in its input, with the same offset, mask, weight and
+    options, and so maps sizes the other way. With offsets of zero it is :func:`conv_transpose2d`. A point outside
+    (-1, OH) x (-1, OW), an infinite one and a NaN give nothing to any pixel.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, H, W) or (C, H, W)
+        Channels last with ``layout="NHWC"``: (N, H, W, C) or (H, W, C).
+    offset : array_like, shape (N, DG*2*KH*KW, H, W) or without N
+        Displacements in output pixels, row before column: those of tap (i, j) for each input pixel, in the order of
+        :func:`deform_conv2d`. DG, the number of groups of output channels with offsets of their own, follows from
+        the shape.
+    weight : array_like, shape (C, O/G, KH, KW)
+    bias : array_like, shape (O,), optional
+    stride : int or 2 ints, optional
+        Distance between the places two neighbouring input pixels are spread around, in output pixels.
+    padding : int, 2 ints or 2 (before, after) pairs, optional
+        Output pixels cut off at each end.
+    output_padding : int or 2 ints, optional
+        Output pixels added at the end of each axis; less than stride.
+    groups : int, optional
+        G: input and output channels are split into G groups that do not mix.
+    dilation : int or 2 ints, optional
+        Distance between undisplaced kernel taps, in output pixels; 1 is dense.
+    mask : array_like, shape (N, DG*KH*KW, H, W) or without N, optional
+        Factor m for each value that is spread; without it 1.
+    output_size : int or 2 ints, optional
+        The size wanted, in place of `output_padding`.
+    layout : {"NCHW", "NHWC"}, optional
+        Channels first or last, in input, offset, mask and result. Weights are the same in both.
+    activation : str or callable, optional
+        Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
+        ``"hardswish"``; or a function of one number that numba can compile (numba backend).
+    accuracy : {"default", "high"}, optional
+        ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
+    out : numpy.ndarray, optional
+        Array of the result's shape and type to write to; must not overlap an input.
+    backend : str or sequence of str, optional
+        The backend to run on: a name is strict, a sequence is tried in order. See :func:`use_backend`.
+    num_threads : int, optional
+        Upper limit of threads. Results are the same bits for any number.
+
+    Returns
+    -------
+    numpy.ndarray, shape (N, O, OH, OW) or (O, OH, OW)
+        Each size is (size - 1)*stride - padding + dilation*(kernel - 1) + output_padding + 1. The type is
+        NumPy's promotion of the arguments; float16 and bfloat16 are accumulated in float32.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        If sizes or options do not fit; the message names the argument, the shapes and the rule.
+    TypeError
+        If an array does not hold real numbers, or `out` has another type.
+    UnsupportedError, BackendError
+        If the backend asked for cannot run this, or is unknown or absent.
+
+    Notes
+    -----
+    Of Dai et al., "Deformable convolutional networks", 2017 (arXiv:1703.06211), equation 2, the transpose: what carries
+    the gradient of a deformable convolution back to its input.
+
+    Examples
+    --------
+    A pixel that is moved by half a pixel is shared by two:
+
+    >>> import numpy as np, fastconv
+    >>> x, offset = np.array([[[8.0, 0.0, 0.0]]]), np.zeros((2, 1, 3))
+    >>> offset[1] = 0.5
+    >>> fastconv.deform_conv_transpose2d(x, offset, np.ones((1, 1, 1, 1)))
+    array([[[4., 4., 0.]]])
+    """
+    options = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        output_padding,
+        output_size,
+        "zeros",
+        layout,
+        activation,
+        accuracy,
+    )
+    return _run(
+        "deform_conv_transpose2d", input, weight, bias, offset, mask, options, out, backend, num_threads
+    )
+
+
+def dcnv3(
+    input: ArrayLike,
+    offset: ArrayLike,
+    mask: ArrayLike,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    *,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    center_feature_scale: ArrayLike | None = None,
+    layout: Layout = "NCHW",
+    out: np.ndarray | None = None,
+    backend: BackendName = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Sum displaced samples of each channel with weights that add up to one: DCNv3, the operator of InternImage.
+
+    y[c, p] = sum over k of m[g, k, p] x[c, p*stride - padding + r + s*(k*dilation - r + offset[g, k, p])]
+
+    where g is the group of channel c, r = floor(dilation*(kernel - 1)/2) the middle of the grid, and s `offset_scale`.
+    The weights m are the softmax of `mask` over the K points of a group. There is no weight matrix: channels do not mix.
+
+
+    Between pixels x is interpolated linearly along each axis. A point outside (-1, size) on any axis reads zero,
+    as does an infinite one; a NaN offset makes the outputs of its group at its own pixel NaN and no others.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, H, W) or (C, H, W)
+        Channels last, as in the paper, with ``layout="NHWC"``: (N, H, W, C) or (H, W, C).
+    offset : array_like, shape (N, G*2*K, OH, OW) or without N
+        Displacements in units of `offset_scale` input pixels, row before column. K = KH*KW, or one less without the
+        centre. In group g, channels 2*(g*K + k) and the next move point k along H and along W; points count as the
+        taps of a weight do, row by row. G, the number of groups of channels with offsets of their own, follows from
+        the shape. See :func:`fastconv.deform.from_dcnv3` and `from_dcnv4` for the order of the papers' code.
+    mask : array_like, shape (N, G*K, OH, OW) or without N
+        Logits: their softmax over the K points of each group is taken here. The papers' code takes it before the
+        operator; for masks that are normalised already use :func:`dcnv4`, which takes them as they are.
+    kernel_size : int or 2 ints, optional
+        Rows and columns KH, KW of the undisplaced grid.
+    stride : int or 2 ints, optional
+        Step between output positions, in input pixels.
+    padding : int, 2 ints, 2 (before, after) pairs, "same" or "valid", optional
+        Zeros around the input.
+    dilation : int or 2 ints, optional
+        Distance between the points of the undisplaced grid, in input pixels; 1 is dense.
+    offset_scale : float, optional
+        s, by which the grid and the displacements are scaled around the grid's centre.
+    remove_center : bool, optional
+        Leave out the point in the middle of the kernel, whose sizes must be odd.
+    center_feature_scale : array_like, shape (N, G, OH, OW) or without N, optional
+        Share f of the input's own pixel: the result is (1 - f) y + f x. Needs an output of the input's size.
+    layout : {"NCHW", "NHWC"}, optional
+        Channels first or last, in all arrays.
+    out : numpy.ndarray, optional
+        Array of the result's shape and type to write to; must not overlap an input.
+    backend : str or sequence of str, optional
+        The backend to run on: a name is strict, a sequence is tried in order. See :func:`use_backend`.
+    num_threads : int, optional
+        Upper limit of threads. Results are the same bits for any number.
+
+    Returns
+    -------
+    numpy.ndarray, shape (N, C, OH, OW) or (C, OH, OW)
+        Each size is floor((size + padding - dilation*(kernel - 1) - 1)/stride) + 1. The type is NumPy's
+        promotion of the arguments; float16 and bfloat16 are accumulated in float32.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        If sizes or options do not fit; the message names the argument, the shapes and the rule.
+    TypeError
+        If an array does not hold real numbers, or `out` has another type.
+    UnsupportedError, BackendError
+        If the backend asked for cannot run this, or is unknown or absent.
+
+    Notes
+    -----
+    Wang et al., "InternImage: exploring large-scale vision foundation models with deformable convolutions", 2023
+    (arXiv:2211.05778), equation 2, with the linear maps around the operator left to the caller.
+
+    Examples
+    --------
+    Equal logits give the mean of the points, here of 2 x 2 pixels:
+
+    >>> import numpy as np, fastconv
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> offset, mask = np.zeros((1, 8, 2, 2)), np.zeros((1, 4, 2, 2))
+    >>> fastconv.dcnv3(x, offset, mask, kernel_size=2)[0, 0]
+    array([[2., 3.],
+           [5., 6.]])
+    """
+    options = (stride, padding, dilation, None, 0, None, "zeros", layout, None, None)
+    more = (kernel_size, offset_scale, remove_center)
+    return _run_dcn(
+        "dcnv3", input, offset, mask, center_feature_scale, options + more, out, backend, num_threads
+    )
+
+
+def dcnv4(
+    input: ArrayLike,
+    offset: ArrayLike,
+    mask: ArrayLike,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    *,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    center_feature_scale: ArrayLike | None = None,
+    layout: Layout = "NCHW",
+    out: np.ndarray | None = None,
+    backend: BackendName = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Sum displaced samples of each channel with weights of any size: DCNv4.
+
+    y[c, p] = sum over k of m[g, k, p] x[c, p*stride - padding + r + s*(k*dilation - r + offset[g, k, p])]
+
+    where g is the group of channel c, r = floor(dilation*(kernel - 1)/2) the middle of the grid, and s `offset_scale`.
+    The weights m are `mask` as it is. There is no weight matrix: channels do not mix.
+
+
+    Between pixels x is interpolated linearly along each axis. A point outside (-1, size) on any axis reads zero,
+    as does an infinite one; a NaN offset makes the outputs of its group at its own pixel NaN and no others.
+
+    Parameters
+    ----------
+    input : array_like, shape (N, C, H, W) or (C, H, W)
+        Channels last, as in the paper, with ``layout="NHWC"``: (N, H, W, C) or (H, W, C).
+    offset : array_like, shape (N, G*2*K, OH, OW) or without N
+        Displacements in units of `offset_scale` input pixels, row before column. K = KH*KW, or one less without the
+        centre. In group g, channels 2*(g*K + k) and the next move point k along H and along W; points count as the
+        taps of a weight do, row by row. G, the number of groups of channels with offsets of their own, follows from
+        the shape. See :func:`fastconv.deform.from_dcnv3` and `from_dcnv4` for the order of the papers' code.
+    mask : array_like, shape (N, G*K, OH, OW) or without N
+        Weights of any size and sign.
+    kernel_size : int or 2 ints, optional
+        Rows and columns KH, KW of the undisplaced grid.
+    stride : int or 2 ints, optional
+        Step between output positions, in input pixels.
+    padding : int, 2 ints, 2 (before, after) pairs, "same" or "valid", optional
+        Zeros around the input.
+    dilation : int or 2 ints, optional
+        Distance between the points of the undisplaced grid, in input pixels; 1 is dense.
+    offset_scale : float, optional
+        s, by which the grid and the displacements are scaled around the grid's centre.
+    remove_center : bool, optional
+        Leave out the point in the middle of the kernel, whose sizes must be odd.
+    center_feature_scale : array_like, shape (N, G, OH, OW) or without N, optional
+        Share f of the input's own pixel: the result is (1 - f) y + f x. Needs an output of the input's size.
+    layout : {"NCHW", "NHWC"}, optional
+        Channels first or last, in all arrays.
+    out : numpy.ndarray, optional
+        Array of the result's shape and type to write to; must not overlap an input.
+    backend : str or sequence of str, optional
+        The backend to run on: a name is strict, a sequence is tried in order. See :func:`use_backend`.
+    num_threads : int, optional
+        Upper limit of threads. Results are the same bits for any number.
+
+    Returns
+    -------
+    numpy.ndarray, shape (N, C, OH, OW) or (C, OH, OW)
+        Each size is floor((size + padding - dilation*(kernel - 1) - 1)/stride) + 1. The type is NumPy's
+        promotion of the arguments; float16 and bfloat16 are accumulated in float32.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        If sizes or options do not fit; the message names the argument, the shapes and the rule.
+    TypeError
+        If an array does not hold real numbers, or `out` has another type.
+    UnsupportedError, BackendError
+        If the backend asked for cannot run this, or is unknown or absent.
+
+    Notes
+    -----
+    Xiong et al., "Efficient deformable ConvNets: rethinking dynamic and sparse operator for vision applications", 2024
+    (arXiv:2401.06197), with the linear maps around the operator left to the caller.
+
+    Examples
+    --------
+    The points above, to the left and so on, without the centre:
+
+    >>> import numpy as np, fastconv
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> offset, mask = np.zeros((1, 16, 3, 3)), np.ones((1, 8, 3, 3))
+    >>> fastconv.dcnv4(x, offset, mask, padding=1, remove_center=True)[0, 0]
+    array([[ 8., 14., 10.],
+           [18., 32., 22.],
+           [14., 26., 16.]])
+    """
+    options = (stride, padding, dilation, None, 0, None, "zeros", layout, None, None)
+    more = (kernel_size, offset_scale, remove_center)
+    return _run_dcn(
+        "dcnv4", input, offset, mask, center_feature_scale, options + more, out, backend, num_threads
+    )

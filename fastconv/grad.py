@@ -18,6 +18,7 @@ gw(gy, x)           conv(x, .), for gy                 conv_transpose(gy, .), fo
 
 where the dot stands for the gradient that is handed down. A deformable convolution is linear in input, weight and
 mask, but not in the offset, along which it is piecewise linear; at a kink the derivative is the one to the right.
+So are its transpose and DCNv4; DCNv3 goes on through its softmax.
 
 The input's gradient runs on the kernels of the adjoint function, the weight's on kernels of its own
 (``fastconv.kernels("conv2d_weight_grad")``), and those of a deformable convolution's operands together on
@@ -29,10 +30,11 @@ from numpy.typing import ArrayLike
 
 from .call import OPTIONS, as_arrays
 from .functional import Accuracy, BackendName, Ints, Layout, Padding, PaddingMode
-from .gradcall import ConvGrads, DeformGrads, as_wrt, find_grad_call
+from .gradcall import ConvGrads, DcnGrads, DeformGrads, as_wrt, find_grad_call
 
 __all__ = [
     "ConvGrads",
+    "DcnGrads",
     "DeformGrads",
     "conv1d",
     "conv2d",
@@ -40,9 +42,12 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "dcnv3",
+    "dcnv4",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",
+    "deform_conv_transpose2d",
 ]
 
 Wrt = str | tuple[str, ...] | list[str]
@@ -82,6 +87,29 @@ def _deform(
     operands = {"grad_output": gy, "input": x, "weight": w, "offset": o, "mask": m}
     call = find_grad_call(op, operands, ordered, as_wrt(wrt, DeformGrads._fields), backend)
     return call(gy, x, o, w, m, num_threads=num_threads)
+
+
+def _dcn(
+    op: str,
+    grad_output: ArrayLike,
+    input: ArrayLike,
+    offset: ArrayLike,
+    mask: ArrayLike,
+    scale: ArrayLike | None,
+    options: dict,
+    wrt: Wrt,
+    backend: BackendName,
+    num_threads: int | None,
+) -> DcnGrads:
+    gy, x, o, m = as_arrays(grad_output=grad_output, input=input, offset=offset, mask=mask)
+    s = None if scale is None else as_arrays(center_feature_scale=scale)[0]
+    ordered = tuple(options.get(name, default) for name, default in OPTIONS.items())
+    operands = {"grad_output": gy, "input": x, "weight": None, "offset": o, "mask": m}
+    wanted = as_wrt(wrt, DcnGrads._fields)
+    if s is None:
+        wanted = tuple(name for name in wanted if name != "center_feature_scale")
+    call = find_grad_call(op, operands, ordered, wanted, backend)
+    return call(gy, x, o, m, s, num_threads=num_threads)
 
 
 def conv1d(
@@ -710,3 +738,227 @@ def deform_conv3d(
     return _deform(
         "deform_conv3d", grad_output, input, offset, weight, mask, options, wrt, backend, num_threads
     )
+
+
+def deform_conv_transpose2d(
+    grad_output: ArrayLike,
+    input: ArrayLike,
+    offset: ArrayLike,
+    weight: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    output_size: Ints | None = None,
+    layout: Layout = "NCHW",
+    wrt: Wrt = ("input", "offset", "weight", "bias", "mask"),
+    backend: BackendName = None,
+    num_threads: int | None = None,
+    accuracy: Accuracy = None,
+) -> DeformGrads:
+    """Return the gradients of :func:`fastconv.deform_conv_transpose2d`.
+
+    At whole coordinates the derivative along the offset is the one to the right. A NaN offset makes the gradients of its
+    own offsets and mask, of the weight, and of the input at its own pixel NaN.
+
+    Parameters
+    ----------
+    grad_output : array_like, shape (N, O, OH, OW) or (O, OH, OW)
+        Gradient with respect to the output. Channels last with ``layout="NHWC"``, as the input.
+    input : array_like, shape (N, C, H, W) or (C, H, W)
+    offset : array_like, shape (N, DG*2*KH*KW, H, W) or without N
+    weight : array_like, shape (C, O/G, KH, KW)
+    mask : array_like, shape (N, DG*KH*KW, H, W) or without N, optional
+    stride, padding, output_padding, groups, dilation, output_size, layout
+        As for the function.
+    wrt : str or sequence of str, optional
+        What to compute: some of ``"input"``, ``"offset"``, ``"weight"``, ``"bias"``, ``"mask"``.
+    backend : str or sequence of str, optional
+        The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
+    num_threads : int, optional
+        Upper limit of threads. Results are the same bits for any number.
+    accuracy : {"default", "high"}, optional
+        As for the function.
+
+    Returns
+    -------
+    DeformGrads
+        A named tuple of arrays, None for what was not asked for or given. The type is NumPy's promotion of the arguments;
+        float16 and bfloat16 are accumulated in float32.
+
+    Raises
+    ------
+    ShapeError, ValueError, TypeError, UnsupportedError, BackendError
+        As the function does, before any work.
+
+    Examples
+    --------
+    >>> from fastconv import grad
+    >>> import numpy as np
+    >>> x, w, offset = np.ones((1, 2, 3, 3)), np.ones((2, 3, 2, 2)), np.zeros((1, 8, 3, 3))
+    >>> grads = grad.deform_conv_transpose2d(np.ones((1, 3, 4, 4)), x, offset, w, wrt=("input", "bias"))
+    >>> grads.input[0, 0, 0], grads.bias
+    (array([12., 12., 12.]), array([16., 16., 16.]))
+    """
+    options = {
+        "stride": stride,
+        "padding": padding,
+        "output_padding": output_padding,
+        "groups": groups,
+        "dilation": dilation,
+        "output_size": output_size,
+        "layout": layout,
+        "accuracy": accuracy,
+    }
+    op = "deform_conv_transpose2d"
+    return _deform(op, grad_output, input, offset, weight, mask, options, wrt, backend, num_threads)
+
+
+def dcnv3(
+    grad_output: ArrayLike,
+    input: ArrayLike,
+    offset: ArrayLike,
+    mask: ArrayLike,
+    *,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    center_feature_scale: ArrayLike | None = None,
+    layout: Layout = "NCHW",
+    wrt: Wrt = ("input", "offset", "mask", "center_feature_scale"),
+    backend: BackendName = None,
+    num_threads: int | None = None,
+) -> DcnGrads:
+    """Return the gradients of :func:`fastconv.dcnv3`.
+
+    That of `mask` is with respect to the logits. Where the input has a kink, at whole coordinates, the derivative along
+    the offset is the one to the right. A NaN offset makes the gradients of its own offsets, and of all logits of its
+    group at its pixel, NaN, and gives nothing to the input's.
+
+    Parameters
+    ----------
+    grad_output : array_like, shape (N, C, OH, OW) or (C, OH, OW)
+        Gradient with respect to the output. Channels last with ``layout="NHWC"``, as the input.
+    input : array_like, shape (N, C, H, W) or (C, H, W)
+    offset : array_like, shape (N, G*2*K, OH, OW) or without N
+    mask : array_like, shape (N, G*K, OH, OW) or without N
+    kernel_size, stride, padding, dilation, offset_scale, remove_center, layout
+        As for the function.
+    center_feature_scale : array_like, shape (N, G, OH, OW) or without N, optional
+    wrt : str or sequence of str, optional
+        What to compute: some of ``"input"``, ``"offset"``, ``"mask"``, ``"center_feature_scale"``.
+    backend : str or sequence of str, optional
+        The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
+    num_threads : int, optional
+        Upper limit of threads. Results are the same bits for any number.
+
+    Returns
+    -------
+    DcnGrads
+        A named tuple of arrays, None for what was not asked for or given. The type is NumPy's promotion of the arguments;
+        float16 and bfloat16 are accumulated in float32.
+
+    Raises
+    ------
+    ShapeError, ValueError, TypeError, UnsupportedError, BackendError
+        As the function does, before any work.
+
+    Examples
+    --------
+    >>> from fastconv import grad
+    >>> import numpy as np
+    >>> x, offset, mask = np.ones((1, 2, 4, 4)), np.zeros((1, 18, 2, 2)), np.zeros((1, 9, 2, 2))
+    >>> grads = grad.dcnv3(np.ones((1, 2, 2, 2)), x, offset, mask)
+    >>> grads.input[0, 0, 1] * 9, np.abs(grads.mask).max() < 1e-15
+    (array([2., 4., 4., 2.]), np.True_)
+    """
+    options = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "layout": layout,
+        "kernel_size": kernel_size,
+        "offset_scale": offset_scale,
+        "remove_center": remove_center,
+    }
+    scale = center_feature_scale
+    return _dcn("dcnv3", grad_output, input, offset, mask, scale, options, wrt, backend, num_threads)
+
+
+def dcnv4(
+    grad_output: ArrayLike,
+    input: ArrayLike,
+    offset: ArrayLike,
+    mask: ArrayLike,
+    *,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    center_feature_scale: ArrayLike | None = None,
+    layout: Layout = "NCHW",
+    wrt: Wrt = ("input", "offset", "mask", "center_feature_scale"),
+    backend: BackendName = None,
+    num_threads: int | None = None,
+) -> DcnGrads:
+    """Return the gradients of :func:`fastconv.dcnv4`.
+
+    Where the input has a kink, at whole coordinates, the derivative along the offset is the one
+    to the right. A NaN offset makes the gradients of its own offsets and mask NaN, and gives nothing to the input's.
+
+    Parameters
+    ----------
+    grad_output : array_like, shape (N, C, OH, OW) or (C, OH, OW)
+        Gradient with respect to the output. Channels last with ``layout="NHWC"``, as the input.
+    input : array_like, shape (N, C, H, W) or (C, H, W)
+    offset : array_like, shape (N, G*2*K, OH, OW) or without N
+    mask : array_like, shape (N, G*K, OH, OW) or without N
+    kernel_size, stride, padding, dilation, offset_scale, remove_center, layout
+        As for the function.
+    center_feature_scale : array_like, shape (N, G, OH, OW) or without N, optional
+    wrt : str or sequence of str, optional
+        What to compute: some of ``"input"``, ``"offset"``, ``"mask"``, ``"center_feature_scale"``.
+    backend : str or sequence of str, optional
+        The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
+    num_threads : int, optional
+        Upper limit of threads. Results are the same bits for any number.
+
+    Returns
+    -------
+    DcnGrads
+        A named tuple of arrays, None for what was not asked for or given. The type is NumPy's promotion of the arguments;
+        float16 and bfloat16 are accumulated in float32.
+
+    Raises
+    ------
+    ShapeError, ValueError, TypeError, UnsupportedError, BackendError
+        As the function does, before any work.
+
+    Examples
+    --------
+    >>> from fastconv import grad
+    >>> import numpy as np
+    >>> x, offset, mask = np.ones((1, 2, 4, 4)), np.zeros((1, 18, 2, 2)), np.ones((1, 9, 2, 2))
+    >>> grads = grad.dcnv4(np.ones((1, 2, 2, 2)), x, offset, mask)
+    >>> grads.input[0, 0, 1], grads.mask[0, 0, 0]
+    (array([2., 4., 4., 2.]), array([2., 2.]))
+    """
+    options = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "layout": layout,
+        "kernel_size": kernel_size,
+        "offset_scale": offset_scale,
+        "remove_center": remove_center,
+    }
+    scale = center_feature_scale
+    return _dcn("dcnv4", grad_output, input, offset, mask, scale, options, wrt, backend, num_threads)

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from . import config
-from .call import OPTIONS, as_arrays, result_type, stand_in
+from .call import as_arrays, options_by_name, result_type, stand_in
 from .errors import ShapeError
-from .gradcall import ConvGrads, DeformGrads, as_wrt, prepare_grad
-from .plan import as_shape, deformable_operands
-from .problem import CONV_TRANSPOSE, DEFORM_CONV, Problem, as_int, parse_op
+from .gradcall import ConvGrads, DeformGrads, as_wrt, fields_of, prepare_grad
+from .plan import as_shape, check_weight, deformable_operands
+from .problem import CONV_TRANSPOSE, DEFORM_CONV, DEFORM_TRANSPOSE, OPS, Problem, as_int, parse_op
 
 __all__ = ["GradPlan", "plan_grad"]
 
@@ -81,14 +81,17 @@ def plan_grad(
     >>> back(np.ones((1, 1, 4, 4))).input[0, 0, 0]
     array([4., 6., 6., 4.])
     """
-    deformable = op in DEFORM_CONV
-    parse_op(op)
+    parse_op(op, OPS + DEFORM_TRANSPOSE)
+    deformable = op in DEFORM_CONV + DEFORM_TRANSPOSE
     (weight,) = as_arrays(weight=weight)
-    if (np.any(np.asarray(output_padding) != 0) or output_size is not None) and op not in CONV_TRANSPOSE:
+    check_weight(op, weight, None)
+    if (
+        np.any(np.asarray(output_padding) != 0) or output_size is not None
+    ) and op not in CONV_TRANSPOSE + DEFORM_TRANSPOSE:
         raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
     if (mask or offset_groups != 1) and not deformable:
         raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
-    groups = 1 if groups is None and not deformable else groups
+    groups = 1 if groups is None and op not in DEFORM_CONV else groups
     shape = as_shape(input_shape)
     options = (
         *(stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout),
@@ -104,8 +107,7 @@ def plan_grad(
     request, source = (
         config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
     )
-    fields = (DeformGrads if deformable else ConvGrads)._fields
-    wanted = fields if wrt is None else as_wrt(wrt, fields)
+    wanted = fields_of(op) if wrt is None else as_wrt(wrt, fields_of(op))
     call = prepare_grad(op, operands, options, wanted, request, source, prepared=True, dtype=dtype)
     return GradPlan(call, operands, None if num_threads is None else config.as_thread_count(num_threads))
 
@@ -114,7 +116,7 @@ def _output_shape(
     op: str, shape: tuple[int, ...], weight: tuple[int, ...], options: tuple
 ) -> tuple[int, ...]:
     unbatched = len(shape) == parse_op(op)[1] + 1
-    named = dict(zip(OPTIONS, options, strict=True))
+    named = options_by_name(options)
     problem = Problem.create(op, (1, *shape) if unbatched else shape, weight, **named)
     return problem.output_shape[1:] if unbatched else problem.output_shape
 
@@ -152,7 +154,8 @@ class GradPlan:
         self._shapes = {name: array.shape for name, array in operands.items() if array is not None}
         self._weight: np.ndarray | None = np.array(operands["weight"], self.problem.dtype, order="C")
         part = call.parts.get("input")
-        if part is not None and self.problem.batch and hasattr(part.executable, "bind"):
+        alone = "samples" not in call.parts  # else the weight is needed as it is, too
+        if part is not None and alone and self.problem.batch and hasattr(part.executable, "bind"):
             part.executable = part.executable.bind(self._weight, None)
             self._weight = None  # packed: no second copy is kept
 
@@ -185,7 +188,7 @@ class GradPlan:
         -------
         ConvGrads or DeformGrads
         """
-        deformable = self.problem.variant == "deform_conv"
+        deformable = self.problem.offset_groups > 0
         given = {"grad_output": grad_output, "input": input, "offset": offset, "mask": mask}
         needed = {"grad_output", *(self._shapes if deformable else ())} - {"weight"}
         needed |= {"input"} if deformable or "weight" in self.wrt else set()

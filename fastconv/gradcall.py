@@ -8,22 +8,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import config, registry
-from .adjoint import Adjoint, adjoint_of, fold
+from .adjoint import Adjoint, adjoint_of, adjoint_of_deformable, fold
 from .call import (
-    OPTIONS,
     Call,
     as_operand,
     check_memory,
     create_problem,
+    options_by_name,
     overlaps,
     remember,
+    required,
     result_type,
 )
+from .center import by_group, check_scale, expanded
 from .config import Request
 from .errors import ShapeError
-from .problem import DEFORM_CONV, Ints, Problem, parse_op
+from .problem import DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Ints, Problem, parse_op
 
-__all__ = ["ConvGrads", "DeformGrads", "GradCall", "as_wrt", "find_grad_call", "prepare_grad"]
+__all__ = [
+    "ConvGrads",
+    "DcnGrads",
+    "DeformGrads",
+    "GradCall",
+    "as_wrt",
+    "fields_of",
+    "find_grad_call",
+    "prepare_grad",
+]
 
 
 class ConvGrads(NamedTuple):
@@ -42,7 +53,7 @@ class ConvGrads(NamedTuple):
 
 
 class DeformGrads(NamedTuple):
-    """Gradients of a deformable convolution; None for those not asked for.
+    """Gradients of a deformable convolution or its transpose; None for those not asked for.
 
     Attributes
     ----------
@@ -56,6 +67,28 @@ class DeformGrads(NamedTuple):
     weight: np.ndarray | None
     bias: np.ndarray | None
     mask: np.ndarray | None
+
+
+class DcnGrads(NamedTuple):
+    """Gradients of DCNv3 or DCNv4; None for those not asked for.
+
+    Attributes
+    ----------
+    input, offset, mask, center_feature_scale : numpy.ndarray or None
+        Of the shapes of the operands.
+    """
+
+    input: np.ndarray | None
+    offset: np.ndarray | None
+    mask: np.ndarray | None
+    center_feature_scale: np.ndarray | None
+
+
+def fields_of(op: str) -> tuple[str, ...]:
+    """Return the names of the gradients that an operation has."""
+    if op in DCN:
+        return DcnGrads._fields
+    return (DeformGrads if op in DEFORM_CONV + DEFORM_TRANSPOSE else ConvGrads)._fields
 
 
 _calls: dict[Hashable, "GradCall"] = {}
@@ -103,13 +136,21 @@ def prepare_grad(
     config.environment_log()
     kind = result_type({name: array.dtype for name, array in operands.items() if array is not None}, dtype)
     unbatched = operands["input"].ndim == parse_op(op)[1] + 1
-    named = dict(zip(OPTIONS, options, strict=True))
+    named = options_by_name(options)
+    for name in required(op):
+        if operands.get(name) is None:
+            raise TypeError(f"{name} must be an array, got None")
     problem = create_problem(op, operands, unbatched, kind, named, prepared)
     wanted = problem.output_shape[1:] if unbatched else problem.output_shape
     given = operands["grad_output"].shape
     if given != wanted:
         raise ShapeError(f"grad_output must have the shape of the output, {wanted}, got {given} ({problem})")
-    made = DeformGradCall if op in DEFORM_CONV else ConvGradCall
+    made: type[GradCall] = {
+        "deform_conv": DeformGradCall,
+        "deform_conv_transpose": DeformTransposeGradCall,
+        "dcnv3": DcnGradCall,
+        "dcnv4": DcnGradCall,
+    }.get(problem.variant, ConvGradCall)
     return made(problem, wrt, request, source, unbatched, kind)
 
 
@@ -176,7 +217,7 @@ class GradCall(ABC):
 
     def finish(self, name: str, grad: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         """Return a gradient in the user's form, or fill `out` with it."""
-        if self.unbatched and name in ("input", "offset", "mask"):
+        if self.unbatched and name not in ("weight", "bias"):
             grad = grad[0]
         if out is None:
             return np.ascontiguousarray(grad, self.result_dtype)
@@ -280,20 +321,60 @@ class ConvGradCall(GradCall):
         return out[None] if unbatched else out
 
 
-class DeformGradCall(GradCall):
-    """The gradients of a deformable convolution: one kernel for all that share its samples, and a sum."""
+class SampleGradCall(GradCall):
+    """Gradients that one kernel computes together, because they share its samples."""
 
-    def prepare(self, request: Request) -> None:
-        problem = self.problem
-        self.names = tuple(
-            name
-            for name in ("input", "offset", "weight", "mask")
-            if name in self.wrt and (name != "mask" or problem.mask)
-        )
+    def sampled(self, problem: Problem, request: Request, names: tuple[str, ...]) -> None:
+        """Choose the kernel that computes those of `names` that are wanted."""
+        self.names = tuple(name for name in names if name in self.wrt and (name != "mask" or problem.mask))
         self.parts = {}
         if self.names:
             op = f"{problem.op}_grad"
             self.parts["samples"] = SampleCall.create(problem, op, request, self.source)
+
+    def run_samples(
+        self,
+        images: tuple[np.ndarray, np.ndarray],
+        weight: np.ndarray | None,
+        offset: np.ndarray,
+        mask: np.ndarray | None,
+        num_threads: int | None,
+    ) -> dict[str, np.ndarray]:
+        """Return the gradients, batched and in the layout of the call; `images` as the kernel takes them."""
+        if not self.names:
+            return {}
+        part = self.parts["samples"]
+        p = part.problem
+        shapes = {
+            "input": p.input_shape,
+            "offset": p.offset_shape,
+            "weight": p.weight_shape,
+            "mask": p.mask_shape,
+        }
+        grads = {}
+        for name in self.names:
+            check_memory(f"the gradient of {name}", shapes[name], self.dtype)
+            grads[name] = np.empty(shapes[name], self.dtype)
+        operands = (
+            *images,
+            None if weight is None else as_operand(weight, self.dtype),
+            self.channels_first(offset),
+            None if mask is None else self.channels_first(mask),
+        )
+        part(grads, *operands, config.thread_count(num_threads))
+        last = [name for name in ("offset", "mask") if name in grads and p.layout == "NHWC"]
+        return grads | {name: np.moveaxis(grads[name], 1, -1) for name in last}
+
+    def channels_first(self, array: np.ndarray) -> np.ndarray:
+        array = array[None] if self.unbatched else array
+        return as_operand(array if self.problem.layout == "NCHW" else np.moveaxis(array, -1, 1), self.dtype)
+
+
+class DeformGradCall(SampleGradCall):
+    """The gradients of a deformable convolution: one kernel for all that share its samples, and a sum."""
+
+    def prepare(self, request: Request) -> None:
+        self.sampled(self.problem, request, ("input", "offset", "weight", "mask"))
 
     def __call__(
         self,
@@ -306,36 +387,82 @@ class DeformGradCall(GradCall):
     ) -> DeformGrads:
         gy = self.image(grad_output)
         found: dict[str, np.ndarray | None] = dict.fromkeys(DeformGrads._fields)
-        if self.names:
-            p = self.problem
-            shapes = {
-                "input": p.input_shape,
-                "offset": p.offset_shape,
-                "weight": p.weight_shape,
-                "mask": p.mask_shape,
-            }
-            grads = {}
-            for name in self.names:
-                check_memory(f"the gradient of {name}", shapes[name], self.dtype)
-                grads[name] = np.empty(shapes[name], self.dtype)
-            operands = (
-                gy,
-                self.image(input),
-                as_operand(weight, self.dtype),
-                self._channels_first(offset),
-                None if mask is None else self._channels_first(mask),
-            )
-            self.parts["samples"](grads, *operands, config.thread_count(num_threads))
-            for name, grad in grads.items():
-                moved = name in ("offset", "mask") and p.layout == "NHWC"
-                found[name] = self.finish(name, np.moveaxis(grad, 1, -1) if moved else grad, None)
+        found |= self.run_samples((gy, self.image(input)), weight, offset, mask, num_threads)
         if "bias" in self.wrt:
-            found["bias"] = self.finish("bias", self.bias(gy), None)
-        return DeformGrads(**found)
+            found["bias"] = self.bias(gy)
+        return DeformGrads(**{n: None if g is None else self.finish(n, g, None) for n, g in found.items()})
 
-    def _channels_first(self, array: np.ndarray) -> np.ndarray:
-        array = array[None] if self.unbatched else array
-        return as_operand(array if self.problem.layout == "NCHW" else np.moveaxis(array, -1, 1), self.dtype)
+
+class DeformTransposeGradCall(SampleGradCall):
+    """Those of a transposed deformable convolution.
+
+    Its function is linear in the input x, and so <gy, y> = <d, x> with d the deformable convolution of gy: the
+    gradient in x is d itself, and the others are those of d, where x is the gradient of its output.
+    """
+
+    def prepare(self, request: Request) -> None:
+        forward = adjoint_of_deformable(self.problem)
+        self.sampled(forward, request, ("offset", "weight", "mask"))
+        if "input" in self.wrt:
+            kernel = registry.choose(forward, request)
+            self.parts["input"] = Call(forward, kernel, self.source, False, self.dtype)
+
+    def __call__(
+        self,
+        grad_output: np.ndarray,
+        input: np.ndarray,
+        offset: np.ndarray,
+        weight: np.ndarray,
+        mask: np.ndarray | None,
+        num_threads: int | None = None,
+    ) -> DeformGrads:
+        gy = self.image(grad_output)
+        found: dict[str, np.ndarray | None] = dict.fromkeys(DeformGrads._fields)
+        found |= self.run_samples((self.image(input), gy), weight, offset, mask, num_threads)
+        if "input" in self.wrt:
+            points = (
+                array if array is None or not self.unbatched else array[None] for array in (offset, mask)
+            )
+            found["input"] = self.parts["input"](gy, weight, None, *points, None, num_threads)
+        if "bias" in self.wrt:
+            found["bias"] = self.bias(gy)
+        return DeformGrads(**{n: None if g is None else self.finish(n, g, None) for n, g in found.items()})
+
+
+class DcnGradCall(SampleGradCall):
+    """Those of DCNv3 and DCNv4, of which a share of the input's own pixel may be part: (1 - f) y + f x."""
+
+    def prepare(self, request: Request) -> None:
+        self.sampled(self.problem, request, ("input", "offset", "mask"))
+        if "center_feature_scale" in self.wrt:
+            kernel = registry.choose(self.problem, request)
+            self.parts["samples' sum"] = Call(self.problem, kernel, self.source, self.unbatched, self.dtype)
+
+    def __call__(
+        self,
+        grad_output: np.ndarray,
+        input: np.ndarray,
+        offset: np.ndarray,
+        mask: np.ndarray,
+        scale: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> DcnGrads:
+        gy, x = self.image(grad_output), self.image(input)
+        found: dict[str, np.ndarray | None] = dict.fromkeys(DcnGrads._fields)
+        if scale is None:
+            found |= self.run_samples((gy, x), None, offset, mask, num_threads)
+        else:
+            check_scale(self, scale)
+            share = expanded(self, scale[None] if self.unbatched else scale)
+            direct = (by_group(self, gy) * share).reshape(gy.shape)
+            found |= self.run_samples((gy - direct, x), None, offset, mask, num_threads)
+            if found["input"] is not None:
+                found["input"] += direct
+            if "center_feature_scale" in self.wrt:
+                y = self.parts["samples' sum"](input, None, None, offset, mask, None, num_threads)
+                apart = by_group(self, gy) * by_group(self, x - y.reshape(x.shape))
+                found["center_feature_scale"] = apart.sum(axis=-1 if self.problem.layout == "NHWC" else 2)
+        return DcnGrads(**{n: None if g is None else self.finish(n, g, None) for n, g in found.items()})
 
 
 class SampleCall(NamedTuple):

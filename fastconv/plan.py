@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from . import config, device
-from .call import OPTIONS, Call, as_arrays, prepare, result_type, stand_in
+from .call import Call, as_arrays, options_by_name, prepare, required, result_type, stand_in
 from .errors import ShapeError
 from .explain import describe
-from .problem import CONV_TRANSPOSE, DEFORM_CONV, Problem, as_int, parse_op
+from .problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem, as_int, parse_op
 
 __all__ = ["Plan", "as_shape", "deformable_operands", "plan"]
 
@@ -17,7 +17,7 @@ __all__ = ["Plan", "as_shape", "deformable_operands", "plan"]
 def plan(
     op: str,
     input_shape: Sequence[int],
-    weight: Any,
+    weight: Any = None,
     bias: Any = None,
     *,
     stride: Any = 1,
@@ -32,6 +32,9 @@ def plan(
     layout: str = "NCHW",
     activation: Any = None,
     accuracy: str | None = None,
+    kernel_size: Any = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
     dtype: Any = None,
     backend: Any = None,
     num_threads: int | None = None,
@@ -48,15 +51,18 @@ def plan(
     input_shape : sequence of int
         Shape of the input, (N, C, *spatial) or (C, *spatial), or channels last with ``layout="NHWC"``.
     weight, bias : array_like
-        As for the function. Both are copied: later changes to the arrays have no effect on the plan.
+        As for the function. Both are copied: later changes to the arrays have no effect on the plan. None for
+        ``"dcnv3"`` and ``"dcnv4"``, which have none.
     stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout, activation, accuracy
         As for the function. `groups` is 1 if not given (for a deformable convolution: as the shapes say).
     offset_groups : int, optional
         Number of channel groups with offsets of their own (deformable only).
     mask : bool, optional
-        Whether calls bring a mask (deformable only).
+        Whether calls bring a mask (deformable only; ``"dcnv3"`` and ``"dcnv4"`` always have one).
+    kernel_size, offset_scale, remove_center : optional
+        As for :func:`dcnv3`, where they take the place of a weight. Its `center_feature_scale` is left to the caller.
     dtype : dtype, optional
-        Type of input and result; the weight's if not given.
+        Type of input and result; the weight's if not given, float32 if there is none.
     backend : str or sequence of str, optional
         As in :func:`use_backend`.
     num_threads : int, optional
@@ -80,14 +86,18 @@ def plan(
     """
     parse_op(op)
     weight, bias = as_arrays(weight=weight, bias=bias)
+    check_weight(op, weight, kernel_size)
     shape = as_shape(input_shape)
     if not isinstance(mask, (bool, np.bool_)):
         raise TypeError(
             f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}"
         )
-    if (np.any(np.asarray(output_padding) != 0) or output_size is not None) and op not in CONV_TRANSPOSE:
+    if (
+        np.any(np.asarray(output_padding) != 0) or output_size is not None
+    ) and op not in CONV_TRANSPOSE + DEFORM_TRANSPOSE:
         raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
-    if (mask or offset_groups != 1) and op not in DEFORM_CONV:
+    deformable = op in DEFORM_CONV + DEFORM_TRANSPOSE + DCN
+    if (mask or offset_groups != 1) and not deformable:
         raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
     if groups is None and op not in DEFORM_CONV:
         groups = 1
@@ -102,16 +112,22 @@ def plan(
         layout,
         activation,
         accuracy,
+        kernel_size,
+        offset_scale,
+        remove_center,
     )
     request, source = (
         config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
     )
-    constant = {"weight": weight.dtype} if bias is None else {"weight": weight.dtype, "bias": bias.dtype}
+    constant = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    constant = {
+        name: np.dtype(np.float32) if array is None else array.dtype for name, array in constant.items()
+    }
     given = stand_in("input_shape", shape, result_type(constant, dtype))
     offset = modulation = None
-    if op in DEFORM_CONV:
+    if deformable:
         offset, modulation = deformable_operands(
-            op, given, weight, options, as_int("offset_groups", offset_groups), mask
+            op, given, weight, options, as_int("offset_groups", offset_groups), mask or op in DCN
         )
     call = prepare(
         op,
@@ -130,6 +146,16 @@ def plan(
     return Plan(call, weight, bias, None if num_threads is None else config.as_thread_count(num_threads))
 
 
+def check_weight(op: str, weight: np.ndarray | None, kernel_size: Any) -> None:
+    """Raise TypeError unless there is a weight, or a kernel size where that takes its place."""
+    if (weight is None) == ("weight" in required(op)):
+        wanted = "an array" if weight is None else f"None: {op} has none"
+        raise TypeError(f"weight must be {wanted}, got {'None' if weight is None else weight.shape}")
+    if (kernel_size is None) == (weight is None):
+        wanted = "given" if weight is None else f"that of the weight {weight.shape}, which {op} has"
+        raise TypeError(f"kernel_size must be {wanted}, got {kernel_size!r}")
+
+
 def as_shape(value: Any) -> tuple[int, ...]:
     """Return the shape of the input as a tuple of integers."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
@@ -138,7 +164,7 @@ def as_shape(value: Any) -> tuple[int, ...]:
 
 
 def deformable_operands(
-    op: str, input: np.ndarray, weight: np.ndarray, options: tuple, offset_groups: int, mask: bool
+    op: str, input: np.ndarray, weight: np.ndarray | None, options: tuple, offset_groups: int, mask: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return arrays without memory that have the shapes of the offset and the mask to come."""
     if offset_groups < 1:
@@ -146,12 +172,12 @@ def deformable_operands(
     unbatched = input.ndim == parse_op(op)[1] + 1
     batched = (1, *input.shape) if unbatched else input.shape
     # Made for its output size.
-    problem = Problem.create(op, batched, weight.shape, **dict(zip(OPTIONS, options, strict=True)))
+    weight_shape = None if weight is None else weight.shape
+    problem = Problem.create(op, batched, weight_shape, **options_by_name(options))
+    size = problem.input_size if problem.transposed else problem.output_size
     shapes = []
-    for channels in (offset_groups * problem.taps * problem.ndim, offset_groups * problem.taps):
-        shape = (
-            (channels, *problem.output_size) if problem.layout == "NCHW" else (*problem.output_size, channels)
-        )
+    for channels in (offset_groups * problem.points * problem.ndim, offset_groups * problem.points):
+        shape = (channels, *size) if problem.layout == "NCHW" else (*size, channels)
         shapes.append(shape if unbatched else (problem.batch, *shape))
     offset = stand_in("offset", shapes[0], input.dtype)
     return offset, stand_in("mask", shapes[1], input.dtype) if mask else None
@@ -178,7 +204,9 @@ class Plan:
     True
     """
 
-    def __init__(self, call: Call, weight: np.ndarray, bias: np.ndarray | None, num_threads: int | None):
+    def __init__(
+        self, call: Call, weight: np.ndarray | None, bias: np.ndarray | None, num_threads: int | None
+    ):
         self.problem: Problem = call.problem
         self.kernel = call.kernel
         self.dtype = call.result_dtype
@@ -186,10 +214,10 @@ class Plan:
         self.output_shape = self.problem.output_shape[1:] if call.unbatched else self.problem.output_shape
         self._num_threads = num_threads
         self._call = call
-        self._deformable = self.problem.variant == "deform_conv"
-        self._weight: np.ndarray | None = np.array(weight, self.problem.dtype, order="C")
+        self._deformable = self.problem.offset_groups > 0
+        self._weight = None if weight is None else np.array(weight, self.problem.dtype, order="C")
         self._bias = None if bias is None else np.array(bias, self.problem.dtype, order="C")
-        if self.problem.batch and hasattr(call.executable, "bind"):
+        if self._weight is not None and self.problem.batch and hasattr(call.executable, "bind"):
             call.executable = call.executable.bind(self._weight, self._bias)
             self._weight = self._bias = None  # packed: no second copy is kept
 

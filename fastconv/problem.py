@@ -18,8 +18,12 @@ __all__ = [
     "ACTIVATIONS",
     "CONV",
     "CONV_TRANSPOSE",
+    "DCN",
+    "DCN_GRAD",
     "DEFORM_CONV",
     "DEFORM_GRAD",
+    "DEFORM_TRANSPOSE",
+    "FORWARD_OPS",
     "GRAD_OPS",
     "LAYOUTS",
     "OPS",
@@ -33,11 +37,18 @@ CONV_TRANSPOSE = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 DEFORM_CONV = ("deform_conv1d", "deform_conv2d", "deform_conv3d")
 OPS = CONV + CONV_TRANSPOSE + DEFORM_CONV
 
+# Relatives of the deformable convolution, in two dimensions: its adjoint, and those without a dense weight.
+DEFORM_TRANSPOSE = ("deform_conv_transpose2d",)
+DCN = ("dcnv3", "dcnv4")
+FORWARD_OPS = OPS + DEFORM_TRANSPOSE + DCN
+
 # What gradients need beyond those: a convolution's with respect to its weight (its input's is a transposed
-# convolution, and the other way round), and all of a deformable one's together, which share their samples.
+# convolution, and the other way round), and all of a deformable one's together, which share their samples. Those
+# of a transposed deformable convolution are the same with input and output in each other's place.
 WEIGHT_GRAD = ("conv1d_weight_grad", "conv2d_weight_grad", "conv3d_weight_grad")
 DEFORM_GRAD = ("deform_conv1d_grad", "deform_conv2d_grad", "deform_conv3d_grad")
-GRAD_OPS = WEIGHT_GRAD + DEFORM_GRAD
+DCN_GRAD = ("dcnv3_grad", "dcnv4_grad")
+GRAD_OPS = WEIGHT_GRAD + DEFORM_GRAD + DCN_GRAD
 
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish")
 LAYOUTS = ("NCHW", "NHWC")
@@ -52,15 +63,20 @@ Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 
-def parse_op(op: object, among: Sequence[str] = OPS) -> tuple[str, int]:
-    """Split an operation name into its variant and rank: ``"conv2d"`` is ``("conv", 2)``.
+def parse_op(op: object, among: Sequence[str] = FORWARD_OPS) -> tuple[str, int]:
+    """Split an operation name into its variant and rank: ``"conv2d"`` is ``("conv", 2)``, ``"dcnv3"`` ``("dcnv3", 2)``.
 
     A gradient has the variant of the operation whose gradient it is.
     """
     if op not in among:
         raise ValueError(f"op must be one of {', '.join(among)}, got {op!r}")
-    name = str(op).removesuffix("_weight_grad").removesuffix("_grad")
-    return name[:-2], int(name[-2])
+    name = forward_op(str(op))
+    return (name, 2) if name in DCN else (name[:-2], int(name[-2]))
+
+
+def forward_op(op: str) -> str:
+    """Return the operation whose gradient `op` is, or `op` itself."""
+    return op.removesuffix("_weight_grad").removesuffix("_grad")
 
 
 def axis_names(ndim: int) -> str:
@@ -99,6 +115,17 @@ def as_ints(name: str, value: Any, ndim: int, minimum: int, maximum: float = mat
     return items
 
 
+def as_number(name: str, value: Any) -> float:
+    """Return `value` as a finite float, or raise an error that names the argument."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(
+        value, (bool, complex, np.complexfloating)
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return float(value)
+
+
 def as_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     if not isinstance(value, (str, type(None))) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
@@ -120,7 +147,7 @@ def as_padding(value: Any, variant: str, kernel: Ints, stride: Ints, dilation: I
     """Return (before, after) for each axis from any of the accepted forms."""
     ndim = len(kernel)
     if isinstance(value, str):
-        if variant == "conv_transpose":
+        if variant.endswith("conv_transpose"):
             raise ValueError(f"padding of a transposed convolution must be given in numbers, got {value!r}")
         if value == "valid":
             return ((0, 0),) * ndim
@@ -163,11 +190,11 @@ class Problem:
         Name of the public function, such as ``"conv2d"``, or of a gradient, such as ``"conv2d_weight_grad"``,
         whose problem is described by the convolution's own shapes.
     variant : str
-        ``"conv"``, ``"conv_transpose"`` or ``"deform_conv"``.
+        ``"conv"``, ``"conv_transpose"``, ``"deform_conv"``, ``"deform_conv_transpose"``, ``"dcnv3"`` or ``"dcnv4"``.
     ndim : int
         Number of spatial axes (1, 2 or 3).
     batch, in_channels, out_channels, groups : int
-        N, C, O and G.
+        N, C, O and G. For `dcnv3` and `dcnv4`, which mix no channels, G = O = C.
     input_size, kernel_size, output_size : tuple of int
         Spatial sizes.
     stride, dilation, output_padding : tuple of int
@@ -184,6 +211,9 @@ class Problem:
     accuracy : str or None
     prepared : bool
         True when the weights are constant and may be packed once (a plan).
+    offset_scale : float
+    remove_center : bool
+        Of `dcnv3` and `dcnv4`: the scale of the sampled grid around its centre, and whether that lacks a sample.
     """
 
     op: str
@@ -209,13 +239,15 @@ class Problem:
     dtype: np.dtype
     accuracy: str | None
     prepared: bool
+    offset_scale: float = 1.0
+    remove_center: bool = False
 
     @classmethod
     def create(
         cls,
         op: str,
         input_shape: Sequence[int],
-        weight_shape: Sequence[int],
+        weight_shape: Sequence[int] | None,
         *,
         dtype: Any = np.float32,
         bias_shape: Sequence[int] | None = None,
@@ -231,29 +263,46 @@ class Problem:
         layout: Any = "NCHW",
         activation: Any = None,
         accuracy: Any = None,
+        kernel_size: Any = None,
+        offset_scale: Any = 1.0,
+        remove_center: Any = False,
         prepared: bool = False,
     ) -> "Problem":
         """Validate the arguments of one call, with its batched shapes, and return the problem they describe.
 
         `input_shape` follows `layout`; `offset_shape` and `mask_shape` are channels first. `groups` is read
-        off the shapes when it is None, as the deformable functions do.
+        off the shapes when it is None, as the deformable functions do. The last three are for `dcnv3` and `dcnv4`,
+        which have no weight.
         """
-        variant, ndim = parse_op(op, OPS + GRAD_OPS)
+        variant, ndim = parse_op(op, FORWARD_OPS + GRAD_OPS)
+        transposed = variant.endswith("conv_transpose")
         layout = as_choice("layout", layout, LAYOUTS)
-        input_shape, weight_shape = tuple(input_shape), tuple(weight_shape)
+        input_shape = tuple(input_shape)
         batch, in_channels, input_size = _split_input(op, ndim, input_shape, layout)
+        if variant in DCN:
+            kernel_size = as_ints("kernel_size", kernel_size, ndim, 1, MAX_STEP)
+            weight_shape = (
+                in_channels,
+                1,
+                *kernel_size,
+            )  # all ones: each channel is the sum of its own samples
+            groups = in_channels
+        assert weight_shape is not None
+        weight_shape = tuple(weight_shape)
         kernel_size = _kernel_size(op, ndim, weight_shape)
 
         stride = as_ints("stride", stride, ndim, 1, MAX_STEP)
         dilation = as_ints("dilation", dilation, ndim, 1, MAX_STEP)
         groups, out_channels = _channels(variant, groups, in_channels, input_shape, weight_shape)
+        offset_scale = as_number("offset_scale", offset_scale)
+        remove_center = removed_center(remove_center, kernel_size)
         pairs = as_padding(padding, variant, kernel_size, stride, dilation)
         padding_mode = as_choice("padding_mode", padding_mode, PADDING_MODES)
         _check_padding_mode(variant, padding_mode, pairs, input_size)
 
-        if variant == "conv_transpose":
+        if transposed:
             extra = _output_padding(
-                output_padding, output_size, input_size, kernel_size, stride, pairs, dilation
+                variant, output_padding, output_size, input_size, kernel_size, stride, pairs, dilation
             )
             out_size = _transposed_size(input_size, kernel_size, stride, pairs, dilation, extra)
             rule = "(size - 1)*stride - padding + dilation*(kernel - 1) + output_padding + 1"
@@ -285,7 +334,15 @@ class Problem:
             padding=pairs,
             dilation=dilation,
             output_padding=extra,
-            offset_groups=_offset_groups(offset_shape, layout, batch, in_channels, kernel_size, out_size),
+            offset_groups=_offset_groups(
+                offset_shape,
+                layout,
+                batch,
+                ("output", out_channels) if transposed else ("input", in_channels),
+                kernel_size,
+                math.prod(kernel_size) - remove_center,
+                ("input", input_size) if transposed else ("output", out_size),
+            ),
             mask=mask_shape is not None,
             bias=bias_shape is not None,
             padding_mode=padding_mode,
@@ -294,22 +351,25 @@ class Problem:
             dtype=np.dtype(dtype),
             accuracy="high" if as_choice("accuracy", accuracy, ACCURACIES) == "high" else None,
             prepared=prepared,
+            offset_scale=offset_scale,
+            remove_center=remove_center,
         )
         if bias_shape is not None and tuple(bias_shape) != (out_channels,):
             raise ShapeError(
                 f"bias must have shape ({out_channels},), one value an output channel, got {tuple(bias_shape)}"
             )
         if mask_shape is not None and tuple(mask_shape) != problem.mask_shape:
-            names = dims(*_laid_out(("N", "offset groups * kernel taps", "*output size"), layout))
+            of = "input" if transposed else "output"
+            names = dims(*_laid_out(("N", "offset groups * kernel taps", f"*{of} size"), layout))
             raise ShapeError(
                 f"mask must have shape {_laid_out(problem.mask_shape, layout)} {names}, got {_laid_out(tuple(mask_shape), layout)}"
             )
         _check_addressable("output", problem.output_shape)
-        inner = problem.output_size if variant == "conv_transpose" else problem.input_size
+        inner = problem.output_size if transposed else problem.input_size
         padded = tuple(before + size + after for size, (before, after) in zip(inner, pairs, strict=True))
-        channels = problem.out_channels if variant == "conv_transpose" else problem.in_channels
+        channels = problem.out_channels if transposed else problem.in_channels
         _check_addressable(
-            f"{'output' if variant == 'conv_transpose' else 'input'} with its padding",
+            f"{'output' if transposed else 'input'} with its padding",
             (batch, channels, *padded),
         )
         return problem
@@ -318,6 +378,16 @@ class Problem:
     def taps(self) -> int:
         """Number of kernel positions."""
         return math.prod(self.kernel_size)
+
+    @property
+    def points(self) -> int:
+        """Number of points sampled for an output pixel and offset group: the taps, or all but the centre."""
+        return self.taps - self.remove_center
+
+    @property
+    def transposed(self) -> bool:
+        """Whether this is the adjoint of a convolution, which maps sizes the other way."""
+        return self.variant.endswith("conv_transpose")
 
     @property
     def input_shape(self) -> Ints:
@@ -336,31 +406,36 @@ class Problem:
 
     @property
     def weight_shape(self) -> Ints:
-        """(O, C/G, *kernel); (C, O/G, *kernel) for a transposed convolution."""
-        if self.variant == "conv_transpose":
+        """(O, C/G, *kernel); (C, O/G, *kernel) for a transposed convolution; all ones where there is no weight."""
+        if self.transposed:
             return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
     def offset_shape(self) -> Ints:
-        """(N, DG * taps * ndim, *output size), channels first in both layouts."""
-        return (self.batch, self.offset_groups * self.taps * self.ndim, *self.output_size)
+        """(N, DG * points * ndim, *output size), channels first in both layouts; transposed, *input size."""
+        return (self.batch, self.offset_groups * self.points * self.ndim, *self._offset_size)
 
     @property
     def mask_shape(self) -> Ints:
-        """(N, DG * taps, *output size), channels first in both layouts."""
-        return (self.batch, self.offset_groups * self.taps, *self.output_size)
+        """(N, DG * points, *output size), channels first in both layouts; transposed, *input size."""
+        return (self.batch, self.offset_groups * self.points, *self._offset_size)
+
+    @property
+    def _offset_size(self) -> Ints:
+        return self.input_size if self.transposed else self.output_size
 
     @property
     def flops(self) -> int:
         """Floating-point operations of all taps, padding included: two for each multiply-add."""
-        pixels = math.prod(self.input_size if self.variant == "conv_transpose" else self.output_size)
+        pixels = math.prod(self.input_size if self.transposed else self.output_size)
         return 2 * self.batch * pixels * math.prod(self.weight_shape)
 
     @property
     def bytes(self) -> int:
         """Compulsory memory traffic in bytes: every operand once."""
-        counts = [math.prod(self.input_shape), math.prod(self.weight_shape), math.prod(self.output_shape)]
+        counts = [math.prod(self.input_shape), math.prod(self.output_shape)]
+        counts.append(0 if self.variant in DCN else math.prod(self.weight_shape))
         counts.append(self.out_channels if self.bias else 0)
         counts.append(math.prod(self.offset_shape) + (math.prod(self.mask_shape) if self.mask else 0))
         return sum(counts) * self.dtype.itemsize
@@ -379,6 +454,8 @@ class Problem:
         text += f" l{_joined(self.dilation)}" if max(self.dilation) > 1 else ""
         text += f" op{_joined(self.output_padding)}" if max(self.output_padding) > 0 else ""
         text += f" dg{self.offset_groups}{' mask' if self.mask else ''}" if self.offset_groups else ""
+        text += f" scale{self.offset_scale:g}" if self.offset_scale != 1 else ""
+        text += " no-centre" if self.remove_center else ""
         text += " bias" if self.bias else ""
         text += f" {self.padding_mode}" if self.padding_mode != "zeros" else ""
         text += f" {self.layout}" if self.layout != "NCHW" else ""
@@ -416,7 +493,7 @@ def _split_input(op: str, ndim: int, shape: Ints, layout: str) -> tuple[int, int
 
 
 def _kernel_size(op: str, ndim: int, shape: Ints) -> Ints:
-    transposed = op in CONV_TRANSPOSE
+    transposed = op in CONV_TRANSPOSE + DEFORM_TRANSPOSE
     names = dims(*(("C", "O/G") if transposed else ("O", "C/G")), *(f"K{axis}" for axis in axis_names(ndim)))
     if len(shape) != ndim + 2:
         raise ShapeError(f"weight of {op} must have {ndim + 2} dimensions {names}, got shape {shape}")
@@ -441,7 +518,7 @@ def _channels(
         raise ValueError(f"groups must be at least 1, got {groups}")
     if in_channels % groups:
         raise ShapeError(f"groups={groups} does not divide the input's {in_channels} channels {shapes}")
-    if variant == "conv_transpose":
+    if variant.endswith("conv_transpose"):
         if weight_shape[0] != in_channels:
             raise ShapeError(
                 f"weight has {weight_shape[0]} input channels, but input has {in_channels} {shapes}"
@@ -483,6 +560,7 @@ def _transposed_size(
 
 
 def _output_padding(
+    variant: str,
     output_padding: Any,
     output_size: Any,
     size: Ints,
@@ -493,13 +571,13 @@ def _output_padding(
 ) -> Ints:
     """Return the rows and columns added at the end, given directly or through the size that is wanted."""
     ndim = len(size)
-    limits = tuple(max(s, d) - 1 for s, d in zip(stride, dilation, strict=True))
+    limits, rule = tuple(max(s, d) - 1 for s, d in zip(stride, dilation, strict=True)), "stride or dilation"
+    if variant != "conv_transpose":  # the deformable convolution of a larger output would have more points
+        limits, rule = tuple(s - 1 for s in stride), "stride"
     if output_size is None:
         extra = as_ints("output_padding", output_padding, ndim, 0)
         if any(e > limit for e, limit in zip(extra, limits, strict=True)):
-            raise ValueError(
-                f"output_padding must be less than stride or dilation (at most {limits}), got {extra}"
-            )
+            raise ValueError(f"output_padding must be less than {rule} (at most {limits}), got {extra}")
         return extra
     if np.any(np.asarray(output_padding) != 0):
         raise ValueError(
@@ -517,25 +595,47 @@ def _output_padding(
 
 
 def _offset_groups(
-    shape: Sequence[int] | None, layout: str, batch: int, in_channels: int, kernel: Ints, out_size: Ints
+    shape: Sequence[int] | None,
+    layout: str,
+    batch: int,
+    channels: tuple[str, int],
+    kernel: Ints,
+    points: int,
+    size: tuple[str, Ints],
 ) -> int:
-    """Return the number of offset groups that the offset's channels make, after checking its shape."""
+    """Return the number of offset groups that the offset's channels make, after checking its shape.
+
+    `channels` and `size` tell whose they are: the input's or the output's.
+    """
     if shape is None:
         return 0
     ndim, shape = len(kernel), tuple(shape)
     given = _laid_out(shape, layout)
-    per_group = ndim * math.prod(kernel)
-    names = dims(*_laid_out(("N", f"offset groups * {per_group}", "*output size"), layout))
-    wanted = dims(*map(str, _laid_out((batch, f"{per_group}*DG", *out_size), layout)))
-    if len(shape) != ndim + 2 or shape[0] != batch or shape[2:] != out_size:
+    per_group = ndim * points
+    names = dims(*_laid_out(("N", f"offset groups * {per_group}", f"*{size[0]} size"), layout))
+    wanted = dims(*map(str, _laid_out((batch, f"{per_group}*DG", *size[1]), layout)))
+    if len(shape) != ndim + 2 or shape[0] != batch or shape[2:] != size[1]:
         raise ShapeError(f"offset must have shape {names} = {wanted}, got {given}")
     if shape[1] < per_group or shape[1] % per_group:
+        but = "" if points == math.prod(kernel) else " but the centre"
         raise ShapeError(
-            f"offset must have a multiple of {per_group} channels ({ndim} for each of the taps {kernel}), got shape {given}"
+            f"offset must have a multiple of {per_group} channels ({ndim} for each of the taps {kernel}{but}), got shape {given}"
         )
     offset_groups = shape[1] // per_group
-    if in_channels % offset_groups:
+    if channels[1] % offset_groups:
         raise ShapeError(
-            f"offset has {offset_groups} offset groups, which do not divide the input's {in_channels} channels (offset {given})"
+            f"offset has {offset_groups} offset groups, which do not divide the {channels[0]}'s {channels[1]} channels "
+            f"(offset {given})"
         )
     return offset_groups
+
+
+def removed_center(value: Any, kernel: Ints) -> bool:
+    """Return whether the tap in the middle is left out, after checking that there is one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"remove_center must be True or False, got {value!r}")
+    if value and min(k % 2 for k in kernel) == 0:
+        raise ValueError(f"remove_center needs a kernel with a centre, of odd sizes, got {kernel}")
+    if value and max(kernel) == 1:
+        raise ValueError(f"remove_center leaves no tap of a kernel of size {kernel}")
+    return bool(value)

@@ -23,7 +23,7 @@ import numpy as np
 
 from .config import Request, log
 from .errors import BackendError, UnsupportedError
-from .problem import GRAD_OPS, OPS, Problem, parse_op
+from .problem import FORWARD_OPS, GRAD_OPS, Problem, parse_op
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -40,10 +40,9 @@ class Refusal:
     NOT_NHWC = "the layout is not NHWC"
     NOT_DEPTHWISE = "there is more than one input channel per group"
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
-    NOT_2D = "there are not two spatial axes"
     STRIDED = "the stride is not 1"
-    NOT_SMALL_SQUARE = "the kernel is no small square that it knows"
-    UNEVEN_TAPS = "the taps that meet the image are no full square, or not the same for every output"
+    NO_SMALL_KERNEL = "no axis of the kernel has a size that it knows"
+    UNEVEN_TAPS = "the taps that meet the image are unevenly spaced, or not the same for every output"
     HIGH_ACCURACY = "accuracy='high' was asked for"
     CALLABLE_ACTIVATION = "the activation is a Python function"
     DTYPE = "the type is neither float32 nor float64"
@@ -55,8 +54,8 @@ class Executable(Protocol):
     """What :attr:`Kernel.build` returns: a call that fills `output`.
 
     All arrays are C-contiguous, aligned, in native byte order, of the problem's dtype and shapes, and batched;
-    `offset` and `mask` are channels first in both layouts; absent ones are None. Only `output` may be written to. Calls may come
-    from several threads at once.
+    `offset` and `mask` are channels first in both layouts unless the kernel says otherwise; absent ones are
+    None. Only `output` may be written to. Calls may come from several threads at once.
 
     Optional attributes: ``bind(weight, bias)`` returns an executable with the weights packed, which ignores
     the weight and bias it is called with; ``scratch_bytes(threads)``, ``copies``, ``tile`` and ``isa`` are
@@ -102,6 +101,8 @@ class Kernel:
     tolerance : float
         Largest max|error| / max|reference| where the direct sum would be exact, as on small integers, in units of the
         type's machine epsilon. 0, as nearly all have it, asks for equality.
+    points_as_given : bool
+        Whether it takes `offset` and `mask` in the problem's layout, and not always channels first.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Kernel:
     cost: Callable[[Problem], float] = field(repr=False)
     build: Callable[[Problem], Executable] = field(repr=False)
     tolerance: float = 0.0
+    points_as_given: bool = False
 
 
 @runtime_checkable
@@ -243,9 +245,9 @@ def check_backend_object(backend: Any, name: str | None = None) -> None:
             raise ValueError(
                 f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}"
             )
-        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(OPS + GRAD_OPS):
+        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(FORWARD_OPS + GRAD_OPS):
             raise ValueError(
-                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(OPS + GRAD_OPS)}, got {kernel.ops!r}"
+                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(FORWARD_OPS + GRAD_OPS)}, got {kernel.ops!r}"
             )
 
 
@@ -371,7 +373,9 @@ def backends() -> list[BackendStatus]:
 def status(entry: Entry) -> BackendStatus:
     reason = entry.reason()
     ops = {op for kernel in entry.backend.kernels for op in kernel.ops} if entry.backend else set()
-    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in OPS + GRAD_OPS if op in ops))
+    return BackendStatus(
+        entry.name, entry.origin, reason, tuple(op for op in FORWARD_OPS + GRAD_OPS if op in ops)
+    )
 
 
 def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel]:
@@ -400,7 +404,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     ['conv_direct']
     """
     if op is not None:
-        parse_op(op, OPS + GRAD_OPS)
+        parse_op(op, FORWARD_OPS + GRAD_OPS)
     if backend is not None:
         found = find_backend(backend).ready().kernels
     else:

@@ -16,7 +16,17 @@ import numpy as np
 from . import functional, registry
 from .call import Call, prepare
 from .plan import Plan
-from .problem import ACTIVATIONS, GRAD_OPS, OPS, PADDING_MODES, WEIGHT_GRAD, Problem, parse_op
+from .problem import (
+    ACTIVATIONS,
+    DCN,
+    FORWARD_OPS,
+    GRAD_OPS,
+    PADDING_MODES,
+    WEIGHT_GRAD,
+    Problem,
+    forward_op,
+    parse_op,
+)
 
 __all__ = [
     "Case",
@@ -50,7 +60,8 @@ class Case:
     op : str
     input_shape : tuple of int
         Batched, in the layout of the options.
-    weight_shape : tuple of int
+    weight_shape : tuple of int or None
+        None where there is no weight.
     options : dict
         Keyword arguments of the function other than arrays.
     bias, mask : bool
@@ -63,7 +74,7 @@ class Case:
 
     op: str
     input_shape: tuple[int, ...]
-    weight_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...] | None
     options: dict[str, Any]
     bias: bool
     offset_groups: int
@@ -76,22 +87,31 @@ class Case:
         rng = np.random.default_rng(self.seed)
         problem = self._geometry()
         steps = 2 if problem.ndim == 3 else 4
-        operands = {
-            "input": _integers(rng, self.input_shape, self.dtype),
-            "weight": _integers(rng, self.weight_shape, self.dtype),
-        }
+        operands = {"input": _integers(rng, self.input_shape, self.dtype)}
+        if self.weight_shape is not None:
+            operands["weight"] = _integers(rng, self.weight_shape, self.dtype)
         if self.bias:
             operands["bias"] = _integers(rng, (problem.out_channels,), self.dtype)
         if self.offset_groups:
             reach = 3 * steps
-            shape = self._laid_out(
-                (problem.batch, self.offset_groups * problem.taps * problem.ndim, *problem.output_size)
-            )
+            problem = replace(problem, offset_groups=self.offset_groups)
+            shape = self._laid_out(problem.offset_shape)
             operands["offset"] = (rng.integers(-reach, reach + 1, shape) / steps).astype(self.dtype)
-        if self.mask:
-            shape = self._laid_out((problem.batch, self.offset_groups * problem.taps, *problem.output_size))
-            operands["mask"] = rng.integers(0, 3, shape).astype(self.dtype)
+            if problem.variant == "dcnv3":
+                operands["mask"] = self._logits(rng, problem)
+            elif self.mask:
+                operands["mask"] = rng.integers(0, 3, self._laid_out(problem.mask_shape)).astype(self.dtype)
         return operands
+
+    def _logits(self, rng: np.random.Generator, problem: Problem) -> np.ndarray:
+        """Return logits whose softmax is exact: one, two or four points of a group share the weight."""
+        n, groups, points = problem.batch, problem.offset_groups, problem.points
+        order = rng.random((n, groups, points, *problem.output_size)).argsort(axis=2)
+        sharing = 1 << rng.integers(0, points.bit_length(), (n, groups, 1, *problem.output_size)).clip(max=2)
+        level = rng.integers(-3, 4, sharing.shape)
+        logits = np.where(order < sharing, level, level - 10_000).reshape(problem.mask_shape)
+        logits = logits if problem.layout == "NCHW" else np.moveaxis(logits, 1, -1)
+        return np.ascontiguousarray(logits, self.dtype)
 
     def run(self, backend: str, num_threads: int | None = None) -> np.ndarray:
         """Return the result of the public function on one backend."""
@@ -201,12 +221,12 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
     >>> len(list(cases("conv2d", 5)))
     5
     """
-    variant, ndim = parse_op(op, OPS + GRAD_OPS)
+    variant, ndim = parse_op(op, FORWARD_OPS + GRAD_OPS)
     if op in GRAD_OPS:
-        for case in cases(f"{variant}{ndim}d", count, seed):
+        for case in cases(forward_op(op), count, seed):
             yield GradCase(op, case)
         return
-    rng = np.random.default_rng([seed, OPS.index(op)])
+    rng = np.random.default_rng([seed, FORWARD_OPS.index(op)])
     for index in range(count):
         yield _case(op, variant, ndim, index, rng)
 
@@ -220,9 +240,9 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     dilation = (1,) * ndim if index % 4 < 2 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if index % 5 == 4 and variant == "conv" and ndim == 2:  # what algorithms for small squares take
-        side = (3, 3, 5)[index // 5 % 3]
-        kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest
+    if index % 5 == 4 and variant == "conv":  # what algorithms for few taps take
+        side = (3, 3, 5)[index // 5 % 3] if ndim < 3 else 2 + index // 5 % 2
+        kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest if ndim < 3 else longest
         span = [d * (side - 1) + 1 for d in dilation]
     padding = tuple((int(rng.integers(0, s + 1)), int(rng.integers(0, s + 1))) for s in span)
     size = tuple(
@@ -231,7 +251,8 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
     )
     options: dict[str, Any] = {"stride": stride, "dilation": dilation, "layout": layout}
     c, o, g = channels
-    offset_groups, weight_shape = 0, (o, c // g, *kernel)
+    offset_groups = 0
+    weight_shape: tuple[int, ...] | None = (o, c // g, *kernel)
     if variant == "conv":
         options |= {"groups": g}
         mode = PADDING_MODES[index % len(PADDING_MODES)]
@@ -239,13 +260,15 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
             padding = tuple((min(b, i - 1), min(a, i - 1)) for (b, a), i in zip(padding, size, strict=True))
             size = tuple(max(i, s - b - a) for i, s, (b, a) in zip(size, span, padding, strict=True))
         options |= {"padding_mode": mode}
-    elif variant == "conv_transpose":
-        if index % 5 == 4 and ndim == 2:  # whose phases are such squares
+    elif variant.endswith("conv_transpose"):
+        if variant == "conv_transpose" and index % 5 == 4:  # whose phases are such kernels
             dilation, step = (1,) * ndim, 1 + index % 2
             stride, kernel = (step,) * ndim, ((3, 4)[index % 2],) * ndim
             options |= {"stride": stride, "dilation": dilation}
         weight_shape = (c, o // g, *kernel)
-        extra = tuple(int(rng.integers(0, max(s, d))) for s, d in zip(stride, dilation, strict=True))
+        deformable = variant == "deform_conv_transpose"
+        below = stride if deformable else tuple(map(max, stride, dilation))
+        extra = tuple(int(rng.integers(0, b)) for b in below)
         size = tuple(min(i, longest) for i in size)
         needed = [
             (i - 1) * s + d * (k - 1) + e
@@ -255,9 +278,20 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
             (min(b, n // 2), min(a, n - n // 2)) for (b, a), n in zip(padding, needed, strict=True)
         )
         options |= {"groups": g, "output_padding": extra}
+        offset_groups = _divisor(rng, o) if deformable else 0
     else:
-        offset_groups = int(rng.choice([d for d in range(1, c + 1) if c % d == 0]))
-    options |= {"padding": padding, "activation": EXACT_ACTIVATIONS[index % 7 % len(EXACT_ACTIVATIONS)]}
+        offset_groups = _divisor(rng, c)
+    if op in DCN:
+        weight_shape = None
+        removed = max(kernel) > 1 and all(k % 2 for k in kernel) and index % 4 > 1
+        options |= {
+            "kernel_size": kernel,
+            "offset_scale": (1.0, 0.5, 2.0)[index % 3],
+            "remove_center": removed,
+        }
+    else:
+        options |= {"activation": EXACT_ACTIVATIONS[index % 7 % len(EXACT_ACTIVATIONS)]}
+    options |= {"padding": padding}
     batch = int(rng.integers(1, 4))
     input_shape = (batch, c, *size) if layout == "NCHW" else (batch, *size, c)
     return Case(
@@ -265,12 +299,16 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
         input_shape,
         weight_shape,
         options,
-        bias=bool(rng.integers(0, 2)),
+        bias=bool(rng.integers(0, 2)) and op not in DCN,
         offset_groups=offset_groups,
-        mask=bool(offset_groups and rng.integers(0, 2)),
+        mask=op in DCN or bool(offset_groups and rng.integers(0, 2)),
         dtype=("float32", "float32", "float64")[index % 3],
         seed=index,
     )
+
+
+def _divisor(rng: np.random.Generator, channels: int) -> int:
+    return int(rng.choice([d for d in range(1, channels + 1) if channels % d == 0]))
 
 
 def _different(rng: np.random.Generator, choices: Sequence[int], count: int) -> list[int]:
@@ -357,7 +395,7 @@ class Report:
 
 def check_backend(
     name: str,
-    ops: Sequence[str] = OPS + GRAD_OPS,
+    ops: Sequence[str] = FORWARD_OPS + GRAD_OPS,
     *,
     count: int = 40,
     seed: int = 0,
@@ -489,9 +527,7 @@ def trust(expected: np.ndarray, case: Case) -> None:
 
 def _run(call: Call, operands: dict[str, np.ndarray], num_threads: int = 1) -> np.ndarray:
     get = operands.get
-    return call(
-        operands["input"], operands["weight"], get("bias"), get("offset"), get("mask"), None, num_threads
-    )
+    return call(operands["input"], get("weight"), get("bias"), get("offset"), get("mask"), None, num_threads)
 
 
 def _forced(case: Case, kernel: registry.Kernel, *, prepared: bool = False) -> Call:
@@ -515,7 +551,7 @@ def _same_bits_on_any_thread_count(
 def _plan_equals_function(
     case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float
 ) -> None:
-    plan = Plan(_forced(case, kernel, prepared=True), operands["weight"], operands.get("bias"), None)
+    plan = Plan(_forced(case, kernel, prepared=True), operands.get("weight"), operands.get("bias"), None)
     _compare(plan(operands["input"], operands.get("offset"), operands.get("mask")), expected, tolerance)
 
 

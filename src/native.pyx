@@ -30,11 +30,12 @@ cdef extern from "native.h" nogil:
         const char *fields
     word_layout *word_layouts
     int WORD_LAYOUTS
-    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_TILES, COLUMN_ROWS, COLUMN_TAPS
-    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_PIXELS, MAX_WINOGRAD_TILES, COLUMN_ROWS, COLUMN_TAPS, PROGRESS_STEP
+    int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, GRAD_INPUT, GRAD_OFFSET, GRAD_WEIGHT, GRAD_MASK, SCRATCH, PACKED, THREAD, INPUT_END
+    int IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
     ctypedef struct stage_words:
         engine_fn run
-        int64_t words, tasks, images_per_task, weights_only
+        int64_t words, tasks, images_per_task, weights_only, in_turn
     ctypedef struct patch_words:
         int64_t word, operand, image_bytes, offset
     ctypedef struct program_words:
@@ -50,7 +51,8 @@ cdef extern from "native.h" nogil:
 if watch_forks():
     raise ImportError("pthread_atfork failed")
 
-OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "scratch", "packed", "thread", "input_end", "images", "thread_stride", "first_image")
+OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "grad_input", "grad_offset", "grad_weight", "grad_mask",
+                 "scratch", "packed", "thread", "input_end", "images", "thread_stride", "first_image")
 
 # Where adding threads begins to pay: a region costs some microseconds, an idle pool wakes slowly.
 cdef double THREAD_NS = 20e3
@@ -87,7 +89,8 @@ def word_tables():
 
 def limits():
     """Return the sizes the engines were compiled for, which lowering has to know."""
-    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "leaving_tiles": LEAVING_TILES, "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS}
+    return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "leaving_pixels": LEAVING_PIXELS, "winograd_tiles": MAX_WINOGRAD_TILES, "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS,
+            "progress_step": PROGRESS_STEP}
 
 
 def limit_seconds(str isa, str limit, str dtype, int64_t size, int64_t count, int repeats, int threads):
@@ -167,7 +170,7 @@ cdef class Program:
 
     Parameters
     ----------
-    stages : sequence of (address, first word, tasks, images per task, weights only)
+    stages : sequence of (address, first word, tasks, images per task, weights only, in turn)
     words : sequence of int
     patches : sequence of (word, operand, bytes an image, offset)
     images_per_chunk : int
@@ -200,9 +203,9 @@ cdef class Program:
         self.program.stages, self.program.patches, self.program.words = s, p, w
         if s == NULL or p == NULL or w == NULL:
             raise MemoryError()
-        for i, (run, first, count, images, weights_only) in enumerate(stages):
+        for i, (run, first, count, images, weights_only, in_turn) in enumerate(stages):
             s[i].run = <engine_fn><intptr_t>run
-            s[i].words, s[i].tasks, s[i].images_per_task, s[i].weights_only = first, count, images, weights_only
+            s[i].words, s[i].tasks, s[i].images_per_task, s[i].weights_only, s[i].in_turn = first, count, images, weights_only, in_turn
         for i, (word, operand, image_bytes, offset) in enumerate(patches):
             p[i].word, p[i].operand, p[i].image_bytes, p[i].offset = word, operand, image_bytes, offset
         for i, word in enumerate(words):
@@ -253,8 +256,9 @@ cdef class Program:
         return 0
 
     def __call__(self, cnp.ndarray output not None, cnp.ndarray input not None, weight, bias, offset, mask, int threads):
-        cdef int64_t base[16]
+        cdef int64_t base[24]
         cdef int64_t images = cnp.PyArray_DIMS(input)[0]
+        memset(base, 0, sizeof(base))
         base[INPUT] = <int64_t>cnp.PyArray_DATA(input)
         base[INPUT_END] = base[INPUT] + images * self.input_bytes
         base[WEIGHT] = address(weight) if self.weight is None else address(self.weight)
@@ -264,6 +268,19 @@ cdef class Program:
         base[OUTPUT] = <int64_t>cnp.PyArray_DATA(output)
         self.run(base, images, self.weight is None, self.count_threads(images, threads))
 
+    def gradients(self, dict grads not None, cnp.ndarray grad_output not None, cnp.ndarray input not None, weight, offset, mask, int threads):
+        """Fill the arrays in `grads`: gradients of some of input, offset, weight and mask."""
+        cdef int64_t base[24]
+        cdef int64_t images = cnp.PyArray_DIMS(input)[0]
+        memset(base, 0, sizeof(base))
+        base[INPUT] = <int64_t>cnp.PyArray_DATA(input)
+        base[INPUT_END] = base[INPUT] + images * self.input_bytes
+        base[OUTPUT] = <int64_t>cnp.PyArray_DATA(grad_output)
+        base[WEIGHT], base[OFFSET], base[MASK] = address(weight), address(offset), address(mask)
+        base[GRAD_INPUT], base[GRAD_WEIGHT] = address(grads.get("input")), address(grads.get("weight"))
+        base[GRAD_OFFSET], base[GRAD_MASK] = address(grads.get("offset")), address(grads.get("mask"))
+        self.run(base, images, 1, self.count_threads(images, threads))
+
     def bind(self, weight, bias):
         """Return a program that has these weights packed, and owns copies of what it needs of them."""
         cdef Program bound = Program.__new__(Program, (), (), (), images_per_chunk=1, scratch=0, thread=0, packed=0, work=0, tasks=0,
@@ -271,7 +288,7 @@ cdef class Program:
         bound.take_words(self)
         bound.weight = weight.copy()
         bound.bias = None if bias is None else bias.copy()
-        cdef int64_t base[16]
+        cdef int64_t base[24]
         if self.packed:
             bound.packed_at = allocate(self.packed)
             if bound.packed_at == NULL:

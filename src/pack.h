@@ -4,8 +4,6 @@
  * round, or the taps of each phase apart, is still a blocked transpose whose rows merely land elsewhere.
  */
 
-#define CACHE_LINE 64
-
 /* y[places[i] + r] = x[r * x_row + offsets[i]] for i < count, r < rows. */
 static void FN(pack_piece)(real *y, const real *x, int64_t x_row, int64_t rows, const int64_t *offsets, const int64_t *places,
                            int64_t count)
@@ -70,4 +68,3 @@ static void FN(pack)(const int64_t *words, int64_t begin, int64_t end, int64_t t
     }
 }
 
-#undef CACHE_LINE

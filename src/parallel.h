@@ -4,11 +4,15 @@
 
 #include "pool.h"
 
-enum { INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, SCRATCH, PACKED, THREAD, INPUT_END, IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS };
+enum {
+    INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, GRAD_INPUT, GRAD_OFFSET, GRAD_WEIGHT, GRAD_MASK, SCRATCH, PACKED, THREAD, INPUT_END,
+    IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
+};
 
+/* Tasks of a stage `in_turn` may wait for those before them, and are handed out singly. */
 typedef struct {
     engine_fn run;
-    int64_t words, tasks, images_per_task, weights_only;
+    int64_t words, tasks, images_per_task, weights_only, in_turn;
 } stage_words;
 
 /* words[word] = address of the operand + first image of the chunk * image_bytes + offset; 0 if the operand is absent. */
@@ -53,7 +57,7 @@ typedef struct {
     int weights; /* 0 skips the stages that depend on the weights alone, 1 runs all stages, 2 runs only those */
 } run_words;
 
-static int64_t program_count(const void *what, int64_t step)
+static int64_t program_count(const void *what, int64_t step, int64_t *singly)
 {
     const run_words *run = what;
     const program_words *p = run->p;
@@ -63,6 +67,7 @@ static int64_t program_count(const void *what, int64_t step)
     if (left <= 0)
         return -1;
     const stage_words *stage = p->stages + step % p->stage_count;
+    *singly = stage->in_turn;
     if (stage->weights_only)
         return run->weights && first == 0 ? stage->tasks : 0;
     int64_t some = left < p->images_per_chunk ? left : p->images_per_chunk;

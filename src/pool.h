@@ -20,9 +20,9 @@
 #define IDLE_YIELDS 2000
 #define STACK_BYTES (4 << 20)
 
-/* The number of tasks of a step, -1 behind the last one; and doing some of them, as one of the threads. What a thread
- * leaves in `kept`, -1 at first, it finds there for the next task. */
-typedef int64_t (*count_fn)(const void *what, int64_t step);
+/* The number of tasks of a step, -1 behind the last one, and whether they are taken one at a time; and doing some of them,
+ * as one of the threads. What a thread leaves in `kept`, -1 at first, it finds there for the next task. */
+typedef int64_t (*count_fn)(const void *what, int64_t step, int64_t *singly);
 typedef void (*work_fn)(const void *what, int64_t step, int64_t begin, int64_t end, int64_t thread, int64_t *kept);
 
 /* The cursor holds the lowest bits of the step above the number of its tasks that are taken. Whoever adds to it and then
@@ -38,7 +38,7 @@ typedef struct job {
     count_fn count;
     work_fn work;
     int64_t threads, joined, users; /* under the lock */
-    int64_t step, tasks, done;
+    int64_t step, tasks, done, singly;
     uint64_t cursor;
     int64_t waiting; /* asleep until the step changes */
 } job;
@@ -76,10 +76,11 @@ static inline void relax(void)
 /* Go to the next step that has tasks; only for who did the last task of the one before. */
 static void next_step(job *j)
 {
-    int64_t step = j->step, tasks;
+    int64_t step = j->step, tasks, singly = 0;
     do
-        tasks = j->count(j->what, ++step);
+        tasks = j->count(j->what, ++step, &singly);
     while (tasks == 0);
+    __atomic_store_n(&j->singly, singly, __ATOMIC_RELAXED);
     __atomic_store_n(&j->step, step, __ATOMIC_RELAXED);
     __atomic_store_n(&j->tasks, tasks, __ATOMIC_RELEASE);
     __atomic_store_n(&j->done, 0, __ATOMIC_RELAXED);
@@ -113,7 +114,8 @@ static void take_tasks(job *j, int64_t thread)
         uint64_t cursor = __atomic_load_n(&j->cursor, __ATOMIC_ACQUIRE);
         int64_t tasks = __atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE);
         if (tasks > 0 && TAKEN(cursor) < tasks) {
-            int64_t share = tasks / (j->threads * 8), piece = share > 1 ? share : 1;
+            int64_t share = tasks / (j->threads * 8);
+            int64_t piece = share > 1 && !__atomic_load_n(&j->singly, __ATOMIC_RELAXED) ? share : 1;
             cursor = __atomic_fetch_add(&j->cursor, (uint64_t)piece, __ATOMIC_ACQ_REL);
             tasks = __atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE); /* before the step, which is written first */
             int64_t begin = TAKEN(cursor), step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
@@ -222,8 +224,8 @@ static void pool_run(const void *what, count_fn count, work_fn work, int64_t thr
 {
     job *j = threads > 1 ? malloc(sizeof *j) : 0;
     if (!j) {
-        int64_t kept = -1, tasks;
-        for (int64_t step = 0; (tasks = count(what, step)) >= 0; step++)
+        int64_t kept = -1, tasks, singly;
+        for (int64_t step = 0; (tasks = count(what, step, &singly)) >= 0; step++)
             if (tasks)
                 work(what, step, 0, tasks, 0, &kept);
         return;

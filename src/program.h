@@ -11,6 +11,9 @@
 
 typedef void (*engine_fn)(const int64_t *words, int64_t begin, int64_t end, int64_t thread);
 
+/* Words from the progress of a task to that of the next: each has a cache line. */
+#define PROGRESS_STEP 8
+
 enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 
 /* One stride-1 sum over taps. A convolution has one; a transposed convolution one for each output phase.
@@ -67,7 +70,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
 #define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \
     W(x) W(y)                                                                                                          \
-    W(outputs) W(kernel)       /* m and r */                                                                           \
+    W(outputs) W(kernel) W(rank) /* m, r, and along how many axes */                                                   \
     W(channels) W(width) W(pieces) /* of the channels, each a task */                                                  \
     W(x_block) W(y_block) W(y_point)
 
@@ -75,21 +78,24 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
  * belong to several images, and some blocks of output channels. */
 #define WINOGRAD_WORDS(W)                                                                                              \
     W(x) W(w) W(weight) W(b) W(y) W(work) W(work_stride) W(images)                                                     \
-    W(outputs) W(kernel)                                                                                               \
+    W(outputs) W(kernel) W(rank)                                                                                       \
     W(x_image) W(x_group) W(x_h) W(x_w) W(y_image) W(y_group) W(y_channel) W(y_h) W(y_w)                               \
-    W(groups) W(depth) W(channels) /* input and output channels of a group */                                          \
+    W(y_next)                  /* if tiles interleave: from a pixel to that of the next tile, else 0 */                \
+    W(groups) W(depth) W(taps) W(channels) /* input channels of a group, taps among them, output channels */           \
     W(parts)                   /* tasks that share a block of tiles */                                                 \
-    W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
+    W(sums) W(sum_count) W(block) W(block_sources) /* tiles of a task, and most sources that they have */              \
     W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
-    W(v_row)                   /* elements from a tile to the next in a matrix of transformed inputs */                \
+    W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \
     W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
     W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
 
-/* One stride-1 convolution among those of a transposed one. The offsets of each k are for the direct sum. */
-#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(w) W(w_offsets) W(x_offsets)
+/* One stride-1 convolution among those of a transposed one, and where in the image its sources begin. The offsets of
+ * each k are for the direct sum. */
+#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(sources) W(source_count) W(w) W(w_offsets) W(x_offsets)
 
-/* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` are one row. */
-#define WINOGRAD_TILE_WORDS(W) W(x) W(y) W(rows) W(columns) W(row)
+/* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` lie side by side. It
+ * reads `source` at the first tap and those `step` further on at the next ones. */
+#define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
  * made in the thread's own scratch (or the image read in place, where nothing is padded). */
@@ -163,8 +169,40 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(tile) W(tiles)           /* output pixels of a task, tasks of an image */                                        \
     W(tap_block) W(k_block) W(activation)
 
+/* dcn: as deform, for 2-D. Groups are those of offsets, each in a block of its own, and `channels` those of a group. */
+#define DCN_WORDS(W)                                                                                                   \
+    DEFORM_WORDS(W)                                                                                                    \
+    W(x_group)                 /* elements from a block of channels to the next */                                     \
+    W(points) W(skipped)       /* samples of a pixel, and the tap that has none (or the number of taps) */             \
+    W(middle_d) W(middle_h) W(middle_w) /* of the grid of taps, around which it is scaled */                           \
+    W(scale)                   /* the bits of a double */                                                              \
+    W(offset_pixel) W(mask_pixel) /* from a pixel to the next: 1, or the channels if these come last */                \
+    W(softmax)                 /* whether masks are logits */
+
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
+
+/* deform_grad: gradients of the same; those not wanted have address 0. A task is a band of output pixels of an image and a
+ * block of channels, blocks before bands before images: tasks wait for some before them (turns.h). */
+#define DEFORM_GRAD_WORDS(W)                                                                                           \
+    W(geometry)                /* a record of DEFORM_WORDS, without operands */                                        \
+    W(x) W(gy) W(w) W(offset) W(mask)                                                                                  \
+    W(gx) W(goffset) W(gw) W(gmask)                                                                                    \
+    W(progress)                /* of every task, PROGRESS_STEP apart, from zero on */                                  \
+    W(kept)                    /* sums of the weights' gradient over bands */                                          \
+    W(work) W(work_stride) W(images) W(first_image) W(batch)                                                           \
+    W(x_image) W(gy_image) W(gy_row) /* gy has channels last, gy_row elements a pixel */                               \
+    W(mask_image) W(gx_image) W(gx_channel) W(gx_d) W(gx_h) W(gx_w)                                                    \
+    W(w_row) W(channels)       /* weights of an output channel; output channels of a group */                          \
+    W(blocks) W(block_count)   /* records of GRAD_BLOCK_WORDS */                                                       \
+    W(band) W(bands)           /* pixels of a band */                                                                  \
+    W(tap_block) W(row)        /* taps taken together; elements from a pixel's columns to the next's */                \
+    W(as_given)                /* products are in the order of the weights, (channel, tap), not (tap, channel) */      \
+    W(k_block)                                                                                                         \
+    W(turned) W(turned_pixels) /* room to turn so many pixels of the image's gradient */
+
+/* Input channels that share a weight group and an offset group; `shared`: the block before has the same offset group. */
+#define GRAD_BLOCK_WORDS(W) W(x) W(channel) W(channels) W(group) W(offset_group) W(shared) W(w)
 
 /* weight_grad: gy is the output's gradient in blocks of `width` output channels, channels last inside a block. Rows of
  * the tile are the units of one tap: input channels, or (channel, tap) pairs where all taps meet every pixel. A task is a
@@ -227,11 +265,14 @@ DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
+DECLARE(dcn_words, DCN_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 DECLARE(grad_tap_words, GRAD_TAP_WORDS)
 DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
 DECLARE(grad_row_words, GRAD_ROW_WORDS)
+DECLARE(deform_grad_words, DEFORM_GRAD_WORDS)
+DECLARE(grad_block_words, GRAD_BLOCK_WORDS)
 
 typedef struct {
     const char *name, *fields;
@@ -254,11 +295,14 @@ static const word_layout word_layouts[] = {
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
+    {"dcn", DCN_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
     {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
     {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
     {"grad_row", GRAD_ROW_WORDS(W_NAME)},
+    {"deform_grad", DEFORM_GRAD_WORDS(W_NAME)},
+    {"grad_block", GRAD_BLOCK_WORDS(W_NAME)},
 };
 
 #define WORD_LAYOUTS ((int)(sizeof(word_layouts) / sizeof(word_layouts[0])))

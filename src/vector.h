@@ -165,6 +165,15 @@ INLINE void FN(copy_over)(real *y, const real *x, int64_t n)
         FN(store)(y + i, FN(load)(x + i));
 }
 
+INLINE void FN(add_to)(real *restrict y, const real *restrict x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        FN(store)(y + i, FN(load)(y + i) + FN(load)(x + i));
+    if (i < n)
+        FN(store_part)(y + i, FN(load_part)(y + i, n - i) + FN(load_part)(x + i, n - i), n - i);
+}
+
 INLINE void FN(clear)(real *y, int64_t n)
 {
     int64_t i = 0;

@@ -1,10 +1,12 @@
-/* Winograd's minimal filtering: m x m outputs of a stride-1 r x r convolution from a^2 products instead of m^2 r^2,
- * a = m + r - 1 (A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016).
+/* Winograd's minimal filtering: m outputs of a stride-1 sum over r taps from a = m + r - 1 products instead of m r, along
+ * one axis (rank 1) or along two at once (rank 2: m x m outputs from a^2 products), with the taps of a third axis among
+ * the channels (A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016).
  *
- * winograd_weights turns the packed weights [k][o] into a^2 matrices [channel][o].
- * winograd (winograd_inputs before it, where tasks share them) does a block of tiles: their a x a inputs become a^2 matrices [tile][channel], each is multiplied by its
- * weights with the register tile, and the a^2 sums of each output become its m x m pixels. Channels are in the
- * vectors throughout, and a block is so small that all of it stays in L2.
+ * winograd_weights turns the packed weights [k][o] into a^rank matrices [channel][o].
+ * winograd (winograd_inputs before it, where tasks share them) does a block of tiles: their inputs become a^rank matrices
+ * [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become its
+ * pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most of theirs.
+ * Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
  *
  * The points are 0, +-1 and infinity for a = 4, where every coefficient is a power of two, so small integers stay exact;
  * +-1/2, +-6/5 and infinity for a = 5; 0, +-1/sqrt(2), +-sqrt(2) and infinity for a = 6. Both were searched for: the usual
@@ -111,73 +113,80 @@ INLINE void FN(winograd_weight_line)(const int a, const int r, vec *g, const int
 }
 
 /* y[point][channel][o] of `channels` input channels. */
-INLINE void FN(winograd_weights_body)(const int a, const int r, const real *x, real *y, int64_t y_point, int64_t width,
-                                      int64_t channels)
+INLINE void FN(winograd_weights_body)(const int a, const int r, const int rank, const real *x, real *y, int64_t y_point,
+                                      int64_t width, int64_t channels)
 {
-    for (int64_t c = 0; c < channels; c++, x += r * r * width, y += width)
+    const int r_h = rank == 2 ? r : 1, a_h = rank == 2 ? a : 1;
+    for (int64_t c = 0; c < channels; c++, x += r_h * r * width, y += width)
         for (int64_t o = 0; o < width; o += LANES) {
             vec g[MAX_POINTS * MAX_POINTS];
             UNROLL(6)
-            for (int i = 0; i < r; i++)
+            for (int i = 0; i < r_h; i++)
                 UNROLL(6)
                 for (int j = 0; j < r; j++)
                     g[i * a + j] = FN(load)(x + (i * r + j) * width + o);
+            if (rank == 2)
+                UNROLL(6)
+                for (int j = 0; j < r; j++)
+                    FN(winograd_weight_line)(a, r, g + j, a);
             UNROLL(6)
-            for (int j = 0; j < r; j++)
-                FN(winograd_weight_line)(a, r, g + j, a);
-            UNROLL(6)
-            for (int i = 0; i < a; i++)
+            for (int i = 0; i < a_h; i++)
                 FN(winograd_weight_line)(a, r, g + i * a, 1);
             UNROLL(36)
-            for (int p = 0; p < a * a; p++)
+            for (int p = 0; p < a_h * a; p++)
                 FN(store)(y + p * y_point + o, g[p]);
         }
 }
 
-/* v[point][channel] of one tile. */
-INLINE void FN(winograd_input_body)(const int a, const real *x, int64_t x_h, int64_t x_w, int64_t channels, real *v, int64_t v_point)
+/* v[point][channel] of one source. */
+INLINE void FN(winograd_input_body)(const int a, const int rank, const real *x, int64_t x_h, int64_t x_w, int64_t channels,
+                                    real *v, int64_t v_point)
 {
+    const int a_h = rank == 2 ? a : 1;
     for (int64_t c = 0; c < channels; c += LANES) {
         vec d[MAX_POINTS * MAX_POINTS];
         UNROLL(6)
-        for (int i = 0; i < a; i++)
+        for (int i = 0; i < a_h; i++)
             UNROLL(6)
             for (int j = 0; j < a; j++)
                 d[i * a + j] = FN(load)(x + i * x_h + j * x_w + c);
+        if (rank == 2)
+            UNROLL(6)
+            for (int j = 0; j < a; j++)
+                FN(winograd_input_line)(a, d + j, a);
         UNROLL(6)
-        for (int j = 0; j < a; j++)
-            FN(winograd_input_line)(a, d + j, a);
-        UNROLL(6)
-        for (int i = 0; i < a; i++)
+        for (int i = 0; i < a_h; i++)
             FN(winograd_input_line)(a, d + i * a, 1);
         UNROLL(36)
-        for (int p = 0; p < a * a; p++)
+        for (int p = 0; p < a_h * a; p++)
             FN(store)(v + p * v_point + c, d[p]);
     }
 }
 
-/* One tile's outputs to y + i * y_row + j * width; returns whether all of them are finite. */
-INLINE int FN(winograd_output_body)(const int a, const int m, const real *sums, int64_t point, int64_t channels, real *y,
-                                    int64_t y_row, int64_t width)
+/* One tile's outputs to y + i * y_row + j * y_pixel; returns whether all of them are finite. */
+INLINE int FN(winograd_output_body)(const int a, const int m, const int rank, const real *sums, int64_t point,
+                                    int64_t channels, real *y, int64_t y_row, int64_t y_pixel)
 {
+    const int a_h = rank == 2 ? a : 1, m_h = rank == 2 ? m : 1;
     vec spoiled = {0};
     for (int64_t o = 0; o < channels; o += LANES) {
         vec p[MAX_POINTS * MAX_POINTS];
         UNROLL(36)
-        for (int i = 0; i < a * a; i++)
+        for (int i = 0; i < a_h * a; i++)
             p[i] = FN(load)(sums + i * point + o);
+        if (rank == 2)
+            UNROLL(6)
+            for (int j = 0; j < a; j++)
+                FN(winograd_output_line)(a, m, p + j, a);
         UNROLL(6)
-        for (int j = 0; j < a; j++)
-            FN(winograd_output_line)(a, m, p + j, a);
-        UNROLL(6)
-        for (int i = 0; i < m; i++)
+        for (int i = 0; i < m_h; i++)
             FN(winograd_output_line)(a, m, p + i * a, 1);
         UNROLL(6)
-        for (int i = 0; i < m; i++)
+        for (int i = 0; i < m_h; i++)
             UNROLL(6)
             for (int j = 0; j < m; j++) {
                 vec one = p[i * a + j];
-                FN(store)(y + i * y_row + j * width + o, one);
+                FN(store)(y + i * y_row + j * y_pixel + o, one);
                 spoiled = FN(fma)(one, (vec){0}, spoiled);
             }
     }
@@ -187,69 +196,76 @@ INLINE int FN(winograd_output_body)(const int a, const int m, const real *sums, 
     return finite;
 }
 
-/* One algorithm F(m, r), a = m + r - 1: its three transforms. Adding one is adding a line to the table below. */
+/* One algorithm F(m, r) of one rank, a = m + r - 1: its three transforms. Adding one is adding a line to the table below. */
 typedef struct {
-    int64_t outputs, kernel;
+    int64_t outputs, kernel, rank;
     void (*weights)(const real *, real *, int64_t, int64_t, int64_t);
     void (*input)(const real *, int64_t, int64_t, int64_t, real *, int64_t);
     int (*output)(const real *, int64_t, int64_t, real *, int64_t, int64_t);
 } FN(winograd_algorithm);
 
-#define INPUT_TRANSFORM(A)                                                                                             \
-    static NOINLINE void FN(winograd_input_##A)(const real *x, int64_t x_h, int64_t x_w, int64_t channels, real *v,   \
-                                                int64_t v_point)                                                       \
+#define INPUT_TRANSFORM(A, RANK)                                                                                       \
+    static NOINLINE void FN(winograd_input_##A##_##RANK)(const real *x, int64_t x_h, int64_t x_w, int64_t channels,    \
+                                                         real *v, int64_t v_point)                                     \
     {                                                                                                                  \
-        FN(winograd_input_body)(A, x, x_h, x_w, channels, v, v_point);                                                 \
+        FN(winograd_input_body)(A, RANK, x, x_h, x_w, channels, v, v_point);                                           \
     }
-INPUT_TRANSFORM(4) INPUT_TRANSFORM(5) INPUT_TRANSFORM(6)
+INPUT_TRANSFORM(4, 1) INPUT_TRANSFORM(5, 1) INPUT_TRANSFORM(6, 1)
+INPUT_TRANSFORM(4, 2) INPUT_TRANSFORM(5, 2) INPUT_TRANSFORM(6, 2)
 #undef INPUT_TRANSFORM
 
-#define ALGORITHMS(F) F(2, 3, 4) F(3, 3, 5) F(4, 3, 6) F(3, 2, 4) F(4, 2, 5) F(2, 5, 6)
-#define TRANSFORMS(M, R, A)                                                                                            \
-    static NOINLINE void FN(winograd_weights_##M##x##R)(const real *x, real *y, int64_t y_point, int64_t width,        \
-                                                        int64_t channels)                                              \
+#define ALGORITHMS(F, RANK) F(2, 3, 4, RANK) F(3, 3, 5, RANK) F(4, 3, 6, RANK) F(3, 2, 4, RANK) F(4, 2, 5, RANK) F(2, 5, 6, RANK)
+#define TRANSFORMS(M, R, A, RANK)                                                                                      \
+    static NOINLINE void FN(winograd_weights_##M##x##R##_##RANK)(const real *x, real *y, int64_t y_point,              \
+                                                                 int64_t width, int64_t channels)                      \
     {                                                                                                                  \
-        FN(winograd_weights_body)(A, R, x, y, y_point, width, channels);                                               \
+        FN(winograd_weights_body)(A, R, RANK, x, y, y_point, width, channels);                                         \
     }                                                                                                                  \
-    static NOINLINE int FN(winograd_output_##M##x##R)(const real *sums, int64_t point, int64_t channels, real *y,      \
-                                                      int64_t y_row, int64_t width)                                    \
+    static NOINLINE int FN(winograd_output_##M##x##R##_##RANK)(const real *sums, int64_t point, int64_t channels,      \
+                                                               real *y, int64_t y_row, int64_t y_pixel)                \
     {                                                                                                                  \
-        return FN(winograd_output_body)(A, M, sums, point, channels, y, y_row, width);                                 \
+        return FN(winograd_output_body)(A, M, RANK, sums, point, channels, y, y_row, y_pixel);                         \
     }
-ALGORITHMS(TRANSFORMS)
+ALGORITHMS(TRANSFORMS, 1)
+ALGORITHMS(TRANSFORMS, 2)
 #undef TRANSFORMS
 
-#define ROW(M, R, A) {M, R, FN(winograd_weights_##M##x##R), FN(winograd_input_##A), FN(winograd_output_##M##x##R)},
-static const FN(winograd_algorithm) FN(winograd_algorithms)[] = {ALGORITHMS(ROW)};
+#define ROW(M, R, A, RANK)                                                                                             \
+    {M, R, RANK, FN(winograd_weights_##M##x##R##_##RANK), FN(winograd_input_##A##_##RANK), FN(winograd_output_##M##x##R##_##RANK)},
+static const FN(winograd_algorithm) FN(winograd_algorithms)[] = {ALGORITHMS(ROW, 1) ALGORITHMS(ROW, 2)};
 #undef ROW
 
-INLINE const FN(winograd_algorithm) *FN(winograd_find)(int64_t outputs, int64_t kernel)
+INLINE const FN(winograd_algorithm) *FN(winograd_find)(int64_t outputs, int64_t kernel, int64_t rank)
 {
     const FN(winograd_algorithm) *found = FN(winograd_algorithms);
-    while (found->outputs != outputs || found->kernel != kernel)
+    while (found->outputs != outputs || found->kernel != kernel || found->rank != rank)
         found++;
     return found;
 }
+
+/* n to the power of the rank. */
+INLINE int64_t FN(ranked)(int64_t n, int64_t rank) { return rank == 2 ? n * n : n; }
 
 /* A task is a piece of the channels of one block of output channels. */
 static void FN(winograd_weights)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const winograd_weights_words *a = (const winograd_weights_words *)words;
-    const FN(winograd_algorithm) *f = FN(winograd_find)(a->outputs, a->kernel);
+    const FN(winograd_algorithm) *f = FN(winograd_find)(a->outputs, a->kernel, a->rank);
     (void)thread;
     for (int64_t task = begin; task < end; task++) {
         int64_t piece = task % a->pieces, block = task / a->pieces;
         int64_t first = a->channels * piece / a->pieces, count = a->channels * (piece + 1) / a->pieces - first;
-        f->weights((const real *)a->x + block * a->x_block + first * a->kernel * a->kernel * a->width,
+        f->weights((const real *)a->x + block * a->x_block + first * FN(ranked)(a->kernel, a->rank) * a->width,
                    (real *)a->y + block * a->y_block + first * a->width, a->y_point, a->width, count);
     }
 }
 
-/* What a task has: some tiles of a sum, in one group. Tiles of all images of a chunk are numbered through. */
+/* What a task has: some tiles of a sum, in one group, and the sources that they read. Tiles and sources of all images of a
+ * chunk are numbered through. */
 typedef struct {
     const winograd_sum_words *sum;
     const winograd_tile_words *tiles;
-    int64_t part, group, index, first, count;
+    int64_t part, group, index, first, count, source, sources;
 } FN(winograd_task);
 
 /* All blocks are of nearly one size. `index` numbers (block, group, sum); there may be more tasks than blocks. */
@@ -265,18 +281,26 @@ INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t ta
     int64_t blocks = (total + w->block - 1) / w->block;
     t.first = block < blocks ? total * block / blocks : 0;
     t.count = block < blocks ? total * (block + 1) / blocks - t.first : 0;
+    t.source = t.sources = 0;
+    if (t.count) {
+        int64_t end = t.first + t.count - 1;
+        const winograd_tile_words *last = t.tiles + end % t.sum->tile_count;
+        t.source = t.first / t.sum->tile_count * t.sum->source_count + t.tiles[t.first % t.sum->tile_count].source;
+        end = end / t.sum->tile_count * t.sum->source_count + last->source + (w->taps - 1) * last->step;
+        t.sources = end + 1 - t.source;
+    }
     return t;
 }
 
-/* v[point][tile][channel] of a task's tiles, for some channels. */
+/* v[point][source][channel] of a task's sources, for some channels. */
 INLINE void FN(winograd_transform)(const winograd_words *w, const FN(winograd_algorithm) *f, const FN(winograd_task) *t,
                                    int64_t channel, int64_t channels, real *v, int64_t v_point)
 {
     const real *x = (const real *)w->x + t->group * w->x_group + channel;
-    for (int64_t i = 0; i < t->count; i++) {
-        int64_t number = t->first + i, image = number / t->sum->tile_count;
-        f->input(x + image * w->x_image + t->tiles[number % t->sum->tile_count].x, w->x_h, w->x_w, channels,
-                 v + i * w->v_row + channel, v_point);
+    for (int64_t i = 0; i < t->sources; i++) {
+        int64_t number = t->source + i, image = number / t->sum->source_count;
+        f->input(x + image * w->x_image + ((const int64_t *)t->sum->sources)[number % t->sum->source_count], w->x_h, w->x_w,
+                 channels, v + i * w->v_row + channel, v_point);
     }
 }
 
@@ -284,8 +308,8 @@ INLINE void FN(winograd_transform)(const winograd_words *w, const FN(winograd_al
 static void FN(winograd_inputs)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const winograd_words *w = (const winograd_words *)words;
-    const FN(winograd_algorithm) *f = FN(winograd_find)(w->outputs, w->kernel);
-    int64_t points = (w->outputs + w->kernel - 1) * (w->outputs + w->kernel - 1), v_point = w->block * w->v_row + LANES;
+    const FN(winograd_algorithm) *f = FN(winograd_find)(w->outputs, w->kernel, w->rank);
+    int64_t points = FN(ranked)(w->outputs + w->kernel - 1, w->rank), v_point = w->block_sources * w->v_row + LANES;
     (void)thread;
     for (int64_t task = begin; task < end; task++) {
         FN(winograd_task) t = FN(winograd_decode)(w, task);
@@ -297,15 +321,16 @@ static void FN(winograd_inputs)(const int64_t *words, int64_t begin, int64_t end
 
 /* One tile's outputs by the direct sum, pixels in the vectors and weights as they were given. */
 static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd_sum_words *sum, const real *x, const real *w,
-                                         int64_t channels, real *panel, real *y, int64_t y_row, int64_t width)
+                                         int64_t channels, real *panel, real *y, int64_t y_row, int64_t y_pixel)
 {
     const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
-    int64_t steps[MAX_K_BLOCK], m = a->outputs, taps = a->depth * a->kernel * a->kernel;
+    int64_t steps[MAX_K_BLOCK], m = a->outputs, all = FN(ranked)(m, a->rank);
+    int64_t taps = a->taps * a->depth * FN(ranked)(a->kernel, a->rank);
     real c[LANE_VECTORS * LANES * LANES];
     for (int64_t i = 0; i < a->k_block; i++)
         steps[i] = i * LANES;
-    for (int64_t first = 0; first < m * m; first += LANES) {
-        int64_t pixels = m * m - first < LANES ? m * m - first : LANES, pixel[VEC_BYTES / sizeof(real)];
+    for (int64_t first = 0; first < all; first += LANES) {
+        int64_t pixels = all - first < LANES ? all - first : LANES, pixel[VEC_BYTES / sizeof(real)];
         for (int64_t p = 0; p < LANES; p++)
             pixel[p] = (first + p % pixels) / m * a->x_h + (first + p % pixels) % m * a->x_w;
         for (int64_t k = 0; k < taps; k += a->k_block) {
@@ -323,43 +348,74 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
         }
         for (int64_t p = 0; p < pixels; p++)
             for (int64_t o = 0; o < channels; o++)
-                y[(first + p) / m * y_row + (first + p) % m * width + o] = c[o * LANES + p];
+                y[(first + p) / m * y_row + (first + p) % m * y_pixel + o] = c[o * LANES + p];
     }
 }
 
 /* sums[point][tile][o] of a task's tiles and one block of output channels. */
-INLINE void FN(winograd_products)(const winograd_words *w, int64_t points, int64_t tiles, int64_t vectors, const real *v,
-                                  int64_t v_point, const real *u, real *sums, int64_t point)
+INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_task) *t, int64_t points, int64_t vectors,
+                                  const real *v, int64_t v_point, const real *u, real *sums, int64_t point)
 {
-    int64_t ahead[MAX_K_BLOCK], steps[MAX_K_BLOCK];
+    int64_t ahead[MAX_K_BLOCK], steps[MAX_K_BLOCK], place[MAX_WINOGRAD_TILES], step[MAX_WINOGRAD_TILES];
     for (int64_t i = 0; i < w->k_block; i++) {
         ahead[i] = i;
         steps[i] = i * w->width;
     }
-    for (int64_t k = 0; k < w->depth; k += w->k_block) {
-        int64_t count = w->depth - k < w->k_block ? w->depth - k : w->k_block;
-        for (int64_t p = 0; p < points; p++)
-            for (int64_t t = 0; t < tiles; t += LANE_ROWS) {
-                int64_t rows = tiles - t < LANE_ROWS ? tiles - t : LANE_ROWS;
-                const real *row[LANE_ROWS];
-                for (int64_t i = 0; i < rows; i++)
-                    row[i] = v + p * v_point + (t + i) * w->v_row + k;
-                FN(tiles)[rows][vectors](count, row, ahead, u + p * w->w_point + k * w->width, steps,
-                                         sums + p * point + t * w->width, w->width, k > 0);
-            }
+    for (int64_t i = 0; i < t->count; i++) {
+        int64_t number = t->first + i, image = number / t->sum->tile_count;
+        const winograd_tile_words *tile = t->tiles + number % t->sum->tile_count;
+        place[i] = (image * t->sum->source_count + tile->source - t->source) * w->v_row;
+        step[i] = tile->step * w->v_row;
     }
+    for (int64_t tap = 0; tap < w->taps; tap++, u += w->depth * w->width) {
+        for (int64_t k = 0; k < w->depth; k += w->k_block) {
+            int64_t count = w->depth - k < w->k_block ? w->depth - k : w->k_block;
+            for (int64_t p = 0; p < points; p++)
+                for (int64_t i = 0; i < t->count; i += LANE_ROWS) {
+                    int64_t rows = t->count - i < LANE_ROWS ? t->count - i : LANE_ROWS;
+                    const real *row[LANE_ROWS];
+                    for (int64_t r = 0; r < rows; r++)
+                        row[r] = v + p * v_point + place[i + r] + k;
+                    FN(tiles)[rows][vectors](count, row, ahead, u + p * w->w_point + k * w->width, steps,
+                                             sums + p * point + i * w->width, w->width, tap + k > 0);
+                }
+        }
+        for (int64_t i = 0; i < t->count; i++)
+            place[i] += step[i];
+    }
+}
+
+/* Where the pixels of tiles go that leave together, `together` of them side by side: as whole rows of pixels, tile by tile,
+ * or with y_next, where tiles interleave, first the first pixel of each. Returns how many runs were added. */
+INLINE int64_t FN(winograd_runs)(const winograd_words *w, const winograd_tile_words *tile, int64_t together, int64_t at,
+                                 int64_t y, FN(run) *runs)
+{
+    int64_t m = w->outputs, found = 0;
+    for (int64_t h = 0; h < tile->rows; h++, at += together * m, y += w->y_h) {
+        if (!w->y_next) {
+            runs[found++] = (FN(run)){.x = 0, .at = at, .count = (together - 1) * m + tile[together - 1].columns, .y = y};
+            continue;
+        }
+        for (int64_t j = 0, count = together; j < tile->columns; j++) {
+            while (tile[count - 1].columns <= j)
+                count--;
+            runs[found++] = (FN(run)){.x = 0, .at = at + j * together, .count = count, .y = y + j * w->y_w};
+        }
+    }
+    return found;
 }
 
 static void FN(winograd)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const winograd_words *w = (const winograd_words *)words;
-    const FN(winograd_algorithm) *f = FN(winograd_find)(w->outputs, w->kernel);
+    const FN(winograd_algorithm) *f = FN(winograd_find)(w->outputs, w->kernel, w->rank);
     const real *bias = (const real *)w->b;
-    int64_t m = w->outputs, points = (m + w->kernel - 1) * (m + w->kernel - 1), width = w->width;
-    int64_t v_point = w->block * w->v_row + LANES, point = w->block * width + LANES, turned_row = LEAVING_TILES * m * m + LANES;
+    int64_t m = w->outputs, points = FN(ranked)(m + w->kernel - 1, w->rank), pixels = FN(ranked)(m, w->rank), width = w->width;
+    int64_t v_point = w->block_sources * w->v_row + LANES, point = w->block * width + LANES;
+    int64_t leaving_tiles = LEAVING_PIXELS / pixels, turned_row = leaving_tiles * pixels + LANES;
     real *sums = (real *)(w->work + thread * w->work_stride), *leaving = sums + points * point;
-    real *turned = leaving + LEAVING_TILES * m * m * width, *panel = turned + width * turned_row, *own = panel + w->k_block * LANES;
-    FN(run) runs[LEAVING_TILES * MAX_POINTS];
+    real *turned = leaving + leaving_tiles * pixels * width, *panel = turned + width * turned_row, *own = panel + w->k_block * LANES;
+    FN(run) runs[LEAVING_PIXELS];
     for (int64_t task = begin; task < end; task++) {
         FN(winograd_task) t = FN(winograd_decode)(w, task);
         if (!t.count)
@@ -373,33 +429,30 @@ static void FN(winograd)(const int64_t *words, int64_t begin, int64_t end, int64
         int64_t blocks = (w->channels + width - 1) / width;
         for (int64_t block = blocks * t.part / w->parts; block < blocks * (t.part + 1) / w->parts; block++) {
             int64_t o = block * width, channels = w->channels - o < width ? w->channels - o : width;
-            FN(winograd_products)(w, points, t.count, (channels + LANES - 1) / LANES, v, v_point,
+            FN(winograd_products)(w, &t, points, (channels + LANES - 1) / LANES, v, v_point,
                                   (const real *)w->w + t.sum->w + (t.group * blocks + block) * w->w_block, sums, point);
             real *y = (real *)w->y + t.group * w->y_group + o * w->y_channel;
-            for (int64_t i = 0; i < t.count; i += LEAVING_TILES) {
-                /* Tiles of one row of tiles leave as whole rows of pixels. */
-                int64_t end_tile = t.count - i < LEAVING_TILES ? t.count : i + LEAVING_TILES, at = 0, found = 0;
+            for (int64_t i = 0; i < t.count; i += leaving_tiles) {
+                int64_t end_tile = t.count - i < leaving_tiles ? t.count : i + leaving_tiles, at = 0, found = 0;
                 for (int64_t done = i; done < end_tile;) {
                     int64_t number = t.first + done, image = number / t.sum->tile_count, together = 1;
                     const winograd_tile_words *tile = t.tiles + number % t.sum->tile_count;
                     while (done + together < end_tile && (number + together) / t.sum->tile_count == image &&
                            tile[together].row == tile->row)
                         together++;
+                    int64_t y_tile = (w->y_next ? 1 : m) * width, y_pixel = (w->y_next ? together : 1) * width;
                     for (int64_t n = 0; n < together; n++) {
-                        real *yt = leaving + (at + n * m) * width;
-                        if (!f->output(sums + (done + n) * width, point, channels, yt, together * m * width, width))
-                            FN(winograd_direct)(w, t.sum, x + image * w->x_image + tile[n].x, weight + o * w->w_row, channels, panel,
-                                                yt, together * m * width, width);
+                        real *yt = leaving + at * width + n * y_tile;
+                        if (!f->output(sums + (done + n) * width, point, channels, yt, together * m * width, y_pixel))
+                            FN(winograd_direct)(w, t.sum, x + image * w->x_image + ((const int64_t *)t.sum->sources)[tile[n].source],
+                                                weight + o * w->w_row, channels, panel, yt, together * m * width, y_pixel);
                     }
-                    for (int64_t h = 0; h < tile->rows; h++)
-                        runs[found++] = (FN(run)){.x = 0, .at = at + h * together * m,
-                                                  .count = (together - 1) * m + tile[together - 1].columns,
-                                                  .y = image * w->y_image + tile->y + h * w->y_h};
-                    at += together * m * m;
+                    found += FN(winograd_runs)(w, tile, together, at, image * w->y_image + tile->y, runs + found);
+                    at += together * pixels;
                     done += together;
                 }
                 FN(leave_lanes)(leaving, width, at, channels, runs, found, bias ? bias + t.group * w->channels + o : 0, w->activation,
-                                turned, turned_row, y, w->y_channel, w->y_w);
+                                turned, turned_row, y, w->y_channel, w->y_next ? w->y_next : w->y_w);
             }
         }
     }

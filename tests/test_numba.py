@@ -54,12 +54,13 @@ def test_tiles_are_those_of_the_compiled_backend(engines):
 
 def test_frames_have_room_for_what_the_lowering_plans():
     from fastconv import _native
-    from fastconv.backends.numba import columns, tile, winograd
+    from fastconv.backends.numba import columns, deform_grad, tile, winograd
     from fastconv.lowering import columns as lowered
 
     own = {"k_block": tile.MAX_K_BLOCK, "pixel_block": tile.MAX_PIXEL_BLOCK}
-    own |= {"leaving_tiles": winograd.LEAVING_TILES}
+    own |= {"leaving_pixels": winograd.LEAVING_PIXELS, "winograd_tiles": winograd.MAX_TILES}
     own |= {"column_rows": columns.MAX_ROWS, "column_taps": columns.MAX_TAPS}
+    own |= {"progress_step": deform_grad.PROGRESS_STEP}
     assert own == _native.limits()
     assert (lowered.TILE_ROWS, lowered.MAX_TAPS) == (columns.MAX_ROWS, columns.MAX_TAPS)
 
@@ -71,8 +72,8 @@ def test_winograd_has_the_algorithms_that_the_lowering_plans():
     planned = {(m, r) for r, outputs in lowering.OUTPUTS.items() for m in outputs}
     assert planned == set(transforms.ALGORITHMS)
     assert {m + r - 1 for m, r in planned} == set(transforms.POINTS)
-    assert winograd.LEAVING_TILES == lowering.LEAVING_TILES
-    assert winograd.LEAVING_TILES * max(m for m, _ in planned) == winograd.MAX_RUNS
+    assert winograd.LEAVING_PIXELS == lowering.LEAVING_PIXELS
+    assert max(lowering.MOST_TILES.values()) <= winograd.MAX_TILES
 
 
 def test_shapes_and_options_are_data(engines):

@@ -5,9 +5,9 @@
     python -m fastconv.benchmark.cachegrind --write    write the figures to the table
 
 What is counted is one call of a prepared kernel, on one thread, with the caches of a modest core. A compulsory line
-is a cache line of input, weight, offset, mask or output. Each of them has to be moved once, so one miss a line is the
-best there is where a problem does not fit the cache, and those of the table fit neither level. (An access that spans
-two lines counts as one miss, so that a figure can be a little lower.)
+is a cache line of input, weight, offset, mask or output, or of a gradient of them. Each of them has to be moved once,
+so one miss a line is the best there is where a problem does not fit the cache, and those of the table fit neither
+level. (An access that spans two lines counts as one miss, so that a figure can be a little lower.)
 
 Two runs of one installation agree to the digit. Another compiler, or another set of installed packages, moves some of
 the addresses and with them a figure by a few tenths of a percent.
@@ -32,7 +32,6 @@ __all__ = ["Counted", "changes", "count", "count_here", "main", "read_table", "t
 
 MODULE = "fastconv.benchmark.cachegrind"
 TABLE = Path("bench/cachegrind.toml")
-WEIGHT_GRAD = "_weight_grad"
 LINE, PAGE = 64, 4096
 SET_SPAN = 65536  # bytes after which lines share a set in the last level
 CACHES = {"I1": "32768,8,64", "D1": "32768,8,64", "LL": "524288,8,64"}
@@ -56,7 +55,7 @@ HEADER = f"""\
 # Cache misses of one call of each prepared kernel: AVX2, one thread, float32.
 # Counted by `python -m fastconv.benchmark.cachegrind --write`; with --check it compares.
 # First level {CACHES["D1"]}; last level {CACHES["LL"]} (bytes, ways, bytes a line).
-# lines: the compulsory ones, of input, weight, offset, mask and output together.
+# lines: the compulsory ones, of input, weight, offset, mask and output together, and of their gradients.
 # A new entry needs its problem alone; --write adds the figures.
 """
 
@@ -231,8 +230,8 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     import fastconv
 
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal(entry.weight, np.float32)
-    forward = entry.op.removesuffix(WEIGHT_GRAD)
+    weight = rng.standard_normal(entry.weight, np.float32) if entry.weight else None
+    forward = entry.op.removesuffix("_weight_grad").removesuffix("_grad")
     plan = fastconv.plan(forward, entry.input, weight, **entry.options, backend="cython", num_threads=1)
     problem = replace(plan.problem, op=entry.op)
     (kernel,) = (k for k in fastconv.kernels(entry.op, backend="cython") if k.name == entry.kernel)
@@ -240,7 +239,7 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     if refusal:
         raise RuntimeError(f"{problem} is not taken by {entry.kernel}: {refusal}")
     shapes = [entry.input]
-    if problem.variant == "deform_conv":
+    if problem.offset_groups:
         shapes += [problem.offset_shape, problem.mask_shape] if problem.mask_shape else [problem.offset_shape]
     *operands, out = _arrays([*shapes, plan.output_shape])
     for operand in operands:
@@ -249,10 +248,19 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     program: Any = kernel.build(problem)
     if forward != entry.op:
         out[...] = rng.standard_normal(out.shape, np.float32)
+    if problem.offset_groups and forward != entry.op:
+        given, offset, mask, *_ = [*operands, None]
+        arrays = {"input": given, "offset": offset, "weight": weight}
+        arrays |= {} if mask is None else {"mask": mask}
+        grads = dict(zip(arrays, _arrays([array.shape for array in arrays.values()]), strict=True))
+        moved = problem.bytes + sum(array.nbytes for array in grads.values())
+        return lambda: program(grads, out, given, weight, offset, mask, 1), moved
+    if forward != entry.op:
         return lambda: program(weight, operands[0], out, None, None, None, 1), problem.bytes
-    program = program.bind(weight, None)
+    if weight is not None and hasattr(program, "bind"):
+        program, weight = program.bind(weight, None), None
     given, offset, mask, *_ = [*operands, None, None]
-    return lambda: program(out, given, None, None, offset, mask, 1), problem.bytes
+    return lambda: program(out, given, weight, None, offset, mask, 1), problem.bytes
 
 
 def _arrays(shapes: Sequence[Sequence[int]]) -> list[Any]:

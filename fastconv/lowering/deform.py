@@ -1,6 +1,7 @@
 """Deformable convolutions: a sampling stage feeds the register tile."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ from .dense import add_halo
 from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["lower_deform"]
+__all__ = ["GFLOPS", "MOST_POINTS", "Bordered", "lower_deform"]
 
 # Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
 CHANNEL_BLOCK = 32
@@ -25,27 +26,78 @@ GFLOPS = 30.0
 NARROW = 4
 
 
+@dataclass(frozen=True)
+class Bordered:
+    """The input in blocks of channels, channels last in a block, inside a border of zeros."""
+
+    blocks: list[tuple[int, int]]
+    axes: Axes
+    image: Image
+    width: int
+
+    @classmethod
+    def of(cls, b: Builder, blocks: list[tuple[int, int]] | None = None, *, even: bool = False) -> "Bordered":
+        """Cut the channels as weights and points do, `even` into blocks of nearly equal size; or as given: (first, count)."""
+        blocks = blocks or _channel_blocks(b.problem, even)
+        most = max(count for _, count in blocks)
+        # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
+        width = round_up(most, b.lanes if most >= b.lanes else NARROW)
+        axes = _bordered_axes(b.problem)
+        return cls(blocks, axes, Image.of(axes, width), width)
+
+    @property
+    def elements(self) -> int:
+        return self.image.size * len(self.blocks)
+
+    @property
+    def most_channels(self) -> int:
+        return max(count for _, count in self.blocks)
+
+    def add(self, b: Builder) -> Operand:
+        """Add the stage that copies the input, and return where it goes."""
+        starts = np.array([first for first, _ in self.blocks] + [b.problem.in_channels])
+        what = "bordered input in channel blocks"
+        return add_halo(
+            b,
+            "halo_pixels",
+            self.axes,
+            self.image,
+            self.elements,
+            self.image.size,
+            starts,
+            2 * b.lanes,
+            what=what,
+        )
+
+    def words(self, p: Problem, tile: int) -> dict[str, int]:
+        """Return the words about points: where they are, and where their corners lie."""
+        before = tuple(pair[0] for pair in p.padding)
+        sizes = {"size": p.input_size, "out": p.output_size, "kernel": p.kernel_size}
+        steps = {"stride": p.stride, "pad": before, "dil": p.dilation}
+        line_d, line_h = self.image.d // self.width, self.image.h // self.width
+        outside = (p.input_size[0] + 1) * (1, line_h, line_d)[p.ndim - 1]
+        words = dict(ndim=p.ndim, line_d=line_d, line_h=line_h, width=self.width, outside=outside, tile=tile)
+        for name, values in (sizes | steps).items():
+            default = 0 if name == "pad" else 1
+            for axis, value in zip("dhw", [default] * (3 - p.ndim) + list(values), strict=True):
+                words[f"{name}_{axis}"] = value
+        return words
+
+
 def lower_deform(problem: Problem, engines: Engines) -> Any:
     """Return a program for any deformable convolution."""
     p, b = problem, Builder(problem, engines)
     per_group = p.out_channels // p.groups
     lanes = b.lanes
     rows, vectors = engines.lane_tile
-    blocks = _channel_blocks(p)
-    most_channels = max(count for _, count in blocks)
-    # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
-    width = round_up(most_channels, lanes if most_channels >= lanes else NARROW)
-    axes = _bordered_axes(p)
-    image = Image.of(axes, width)
-    image_elements = image.size * len(blocks)
-    b.chunked(image_elements * b.itemsize)
-    starts = np.array([first for first, _ in blocks] + [p.in_channels])
-    what = "bordered input in channel blocks"
-    x = add_halo(b, "halo_pixels", axes, image, image_elements, image.size, starts, 2 * lanes, what=what)
+    bordered = Bordered.of(b)
+    blocks, width = bordered.blocks, bordered.width
+    b.chunked(bordered.elements * b.itemsize)
+    x = bordered.add(b)
 
     w_width = min(vectors * lanes, round_up(per_group, lanes))
     w_blocks = -(-per_group // w_width)
-    w, w_block, records = _add_weights(b, blocks, image.size, w_width, w_blocks)
+    w, w_block, records = _add_weights(b, blocks, bordered.image.size, w_width, w_blocks)
 
     pixels = math.prod(p.output_size)
     corners = 1 << p.ndim
@@ -55,22 +107,13 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
-        + 11 * tile
+        + 6 * tile
         + w_width * (tile + lanes)
         + w_blocks * tile * w_width
-        + tile * tap_block * most_channels
+        + tile * tap_block * bordered.most_channels
         + lanes
     )
     y_image, y_channel, _, _, y_w = output_strides(p)
-    before = tuple(pair[0] for pair in p.padding)
-    sizes = {"size": p.input_size, "out": p.output_size, "kernel": p.kernel_size}
-    steps = {"stride": p.stride, "pad": before, "dil": p.dilation}
-    spatial: Words = {}
-    for name, values in (sizes | steps).items():
-        default = 0 if name == "pad" else 1
-        for axis, value in zip("dhw", [default] * (3 - p.ndim) + list(values), strict=True):
-            spatial[f"{name}_{axis}"] = value
-    line_d, line_h = image.d // width, image.h // width
     words: Words = dict(
         x=x,
         w=w,
@@ -81,17 +124,12 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         work=b.thread(work),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
-        x_image=image_elements,
+        x_image=bordered.elements,
         offset_image=p.offset_groups * p.taps * p.ndim * pixels,
         mask_image=p.offset_groups * p.taps * pixels,
         y_image=y_image,
         y_channel=y_channel,
         y_w=y_w,
-        ndim=p.ndim,
-        line_d=line_d,
-        line_h=line_h,
-        width=width,
-        outside=(p.input_size[0] + 1) * (1, line_h, line_d)[p.ndim - 1],
         blocks=b.records("block", records),
         block_count=len(records),
         groups=p.groups,
@@ -99,26 +137,27 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         w_width=w_width,
         w_blocks=w_blocks,
         w_block=w_block,
-        tile=tile,
         tiles=-(-pixels // tile),
         tap_block=tap_block,
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
     )
-    b.stage("deform", -(-pixels // tile), words | spatial)
+    words |= bordered.words(p, tile)
+    b.stage("deform", -(-pixels // tile), words)
     work_ns = (p.flops / max(p.batch, 1) + pixels * p.taps * p.in_channels * corners) / GFLOPS
     return b.finish(work_ns, f"{tile} points, {rows} pixels x {w_width} channels")
 
 
-def _channel_blocks(p: Problem) -> list[tuple[int, int]]:
+def _channel_blocks(p: Problem, even: bool) -> list[tuple[int, int]]:
     """Cut the input channels at the bounds of weight and offset groups, then into blocks: (first, count)."""
     step_w, step_o = p.in_channels // p.groups, p.in_channels // p.offset_groups
     bounds = sorted(set(range(0, p.in_channels + 1, step_w)) | set(range(0, p.in_channels + 1, step_o)))
-    return [
-        (first, min(CHANNEL_BLOCK, end - first))
-        for begin, end in pairwise(bounds)
-        for first in range(begin, end, CHANNEL_BLOCK)
-    ]
+    blocks = []
+    for begin, end in pairwise(bounds):
+        parts = -(-(end - begin) // CHANNEL_BLOCK)
+        step = -(-(end - begin) // parts) if even else CHANNEL_BLOCK
+        blocks += [(first, min(step, end - first)) for first in range(begin, end, step)]
+    return blocks
 
 
 def _bordered_axes(p: Problem) -> Axes:

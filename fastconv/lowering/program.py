@@ -38,14 +38,14 @@ _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
     "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct"
 )
-_WINOGRAD_WEIGHTS = "x y outputs kernel channels width pieces x_block y_block y_point"
+_WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
-    "x w weight b y work work_stride images outputs kernel x_image x_group x_h x_w y_image y_group y_channel "
-    "y_h y_w groups depth channels parts sums sum_count block v v_row width w_block w_point k_block "
-    "activation weight_group w_row"
+    "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
+    "y_channel y_h y_w y_next groups depth taps channels parts sums sum_count block block_sources v v_row "
+    "width w_block w_point k_block activation weight_group w_row"
 )
-_WINOGRAD_SUM = "tiles tile_count w w_offsets x_offsets"
-_WINOGRAD_TILE = "x y rows columns row"
+_WINOGRAD_SUM = "tiles tile_count sources source_count w w_offsets x_offsets"
+_WINOGRAD_TILE = "source step y rows columns row"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
@@ -67,6 +67,7 @@ _DEFORM = (
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
     "w_width w_blocks w_block tile tiles tap_block k_block activation"
 )
+_DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale offset_pixel mask_pixel softmax"
 _BLOCK = "x channels group offset_group w last"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
@@ -79,6 +80,12 @@ _PLANE_GRAD = (
     "x_offsets places pairs"
 )
 _GRAD_ROW = "x offset step count tap tap_step"
+_DEFORM_GRAD = (
+    "geometry x gy w offset mask gx goffset gw gmask progress kept work work_stride images first_image batch "
+    "x_image gy_image gy_row mask_image gx_image gx_channel gx_d gx_h gx_w w_row channels blocks block_count "
+    "band bands tap_block row as_given k_block turned turned_pixels"
+)
+_GRAD_BLOCK = "x channel channels group offset_group shared w"
 _GRAD_TAP = "x_offsets begin_d end_d begin_h end_h begin_w end_w"
 
 WORDS = {
@@ -98,9 +105,12 @@ WORDS = {
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "pixel_tile": tuple(_PIXEL_TILE.split()),
     "deform": tuple(_DEFORM.split()),
+    "dcn": tuple(_DCN.split()),
     "block": tuple(_BLOCK.split()),
     "weight_grad": tuple(_WEIGHT_GRAD.split()),
     "grad_tap": tuple(_GRAD_TAP.split()),
+    "deform_grad": tuple(_DEFORM_GRAD.split()),
+    "grad_block": tuple(_GRAD_BLOCK.split()),
     "plane_grad": tuple(_PLANE_GRAD.split()),
     "grad_row": tuple(_GRAD_ROW.split()),
 }
@@ -118,8 +128,10 @@ ENGINES = {
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "deform": "deform",
+    "dcn": "dcn",
     "weight_grad": "weight_grad",
     "plane_grad": "plane_grad",
+    "deform_grad": "deform_grad",
 }
 
 
@@ -184,7 +196,7 @@ class Builder:
     problem: Problem
     engines: Engines
     images_per_chunk: int = 1 << 40
-    stages: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    stages: list[tuple[int, int, int, int, bool, bool]] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     patches: list[tuple[int, int, int, int]] = field(default_factory=list)
     tables: list[np.ndarray] = field(default_factory=list)
@@ -219,7 +231,8 @@ class Builder:
         shapes = {"input": p.input_shape, "output": p.output_shape}
         if p.offset_groups:
             shapes.update(offset=p.offset_shape, mask=p.mask_shape)
-        return Operand(name, math.prod(shapes[name][1:]) * self.itemsize if name in shapes else 0)
+        shape = shapes.get(name.removeprefix("grad_"))
+        return Operand(name, math.prod(shape[1:]) * self.itemsize if shape else 0)
 
     def chunked(self, image_bytes: int, multiple: int = 1) -> None:
         """Run as many images at a time as keep their scratch in cache, a multiple of `multiple`."""
@@ -234,6 +247,12 @@ class Builder:
         self.scratch_bytes = round_up(self.scratch_bytes + size, 64)
         if what:
             self.copies.append(f"{what}: {_bytes(image_elements * self.itemsize)} an image")
+        return found
+
+    def scratch_of_all_chunks(self, elements: int) -> Operand:
+        """Reserve scratch that all chunks of images share."""
+        found = Operand("scratch", 0, self.scratch_bytes)
+        self.scratch_bytes = round_up(self.scratch_bytes + elements * self.itemsize, 64)
         return found
 
     def thread(self, elements: int) -> Operand:
@@ -293,9 +312,15 @@ class Builder:
         return y
 
     def stage(
-        self, engine: str, tasks: int, words: Words, images_per_task: int = 1, weights_only: bool = False
+        self,
+        engine: str,
+        tasks: int,
+        words: Words,
+        images_per_task: int = 1,
+        weights_only: bool = False,
+        in_turn: bool = False,
     ) -> None:
-        """Add a stage. `tasks` counts those of `images_per_task` images."""
+        """Add a stage. `tasks` counts those of `images_per_task` images; those `in_turn` may wait for earlier ones."""
         from .._native import OPERAND_NAMES
 
         names = WORDS[ENGINES[engine]]
@@ -310,7 +335,7 @@ class Builder:
                 value = 0
             self.words.append(int(value))
         address = self.engines.address(engine, self.problem.dtype)
-        self.stages.append((address, first, tasks, images_per_task, weights_only))
+        self.stages.append((address, first, tasks, images_per_task, weights_only, in_turn))
 
     def finish(self, work: float, tile: str) -> Any:
         """Return the program; `work` is the estimated time of an image on one thread, in nanoseconds."""

@@ -17,7 +17,7 @@ from .dense import add_halo
 from .geometry import Image, axes_of, input_strides, kernel_index, output_strides, sums_of
 from .program import Builder, Engines, Operand, Words, round_up
 
-__all__ = ["lower_weight_grad"]
+__all__ = ["add_channels_last", "lower_weight_grad"]
 
 # Pixels of a panel: with its rows of the image it stays in L1.
 PIXEL_BLOCK = 128
@@ -54,7 +54,7 @@ def lower_weight_grad(problem: Problem, engines: Engines) -> Any:
     words: Words = dict(
         gy=gy,
         gw=Operand("output"),
-        sums=_scratch_of_all_chunks(b, shared),
+        sums=b.scratch_of_all_chunks(shared),
         work=b.thread(part * len(records) * width),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
@@ -150,18 +150,26 @@ def _taps_in_lines(b: Builder, gy_image: int) -> Taps:
 
 
 def _add_panels(b: Builder, blocks: int, width: int, gy_image: int, most: int) -> Operand:
-    """Add the stage that copies the output's gradient channels last, and return where it goes."""
+    """Add the stage that copies the output's gradient channels last in blocks, and return where it goes."""
     p = b.problem
     o = p.out_channels // p.groups
     starts = [g * o + block * width for g in range(p.groups) for block in range(blocks)]
+    return add_channels_last(b, "weight", [*starts, p.out_channels], width, gy_image, most)
+
+
+def add_channels_last(
+    b: Builder, operand: str, starts: list[int], width: int, gy_image: int, slack: int
+) -> Operand:
+    """Add the stage that copies the output's gradient, given as `operand`, to blocks of channels, channels last."""
+    p = b.problem
     image_stride, channel, _, _, w = output_strides(p)
     pixels = math.prod(p.output_size)
     # Rows of pixels are the tasks; they have nothing to do with the image's rows.
     rows = max(d for d in range(1, max(pixels // 64, 1) + 1) if pixels % d == 0)
-    line = pixels // rows
-    y = b.scratch(gy_image, most, "output gradient, channels last")
+    line, blocks = pixels // rows, len(starts) - 1
+    y = b.scratch(gy_image, slack, "output gradient, channels last")
     words: Words = dict(
-        x=Operand("weight", image_stride * b.itemsize),
+        x=Operand(operand, image_stride * b.itemsize),
         y=y,
         images=Operand("images"),
         x_image=image_stride,
@@ -176,8 +184,8 @@ def _add_panels(b: Builder, blocks: int, width: int, gy_image: int, most: int) -
         y_phase=0,
         y_w=width,
         repeat=1,
-        blocks=p.groups * blocks,
-        starts=b.table([*starts, p.out_channels]),
+        blocks=blocks,
+        starts=b.table(starts),
         rows_d=1,
         rows_h=rows,
         w_phases=1,
@@ -187,17 +195,10 @@ def _add_panels(b: Builder, blocks: int, width: int, gy_image: int, most: int) -
         map_w=b.table(np.arange(line)),
         runs=b.table([0, line, 0, 1]),
     )
-    b.stage("halo_pixels", p.groups * blocks * rows, words)
+    b.stage("halo_pixels", blocks * rows, words)
     return y
 
 
 def _tile_rows(engines: Engines, vectors: int) -> int:
     (tile_rows, tile_vectors), (lane_rows, _) = engines.tile, engines.lane_tile
     return lane_rows if vectors > tile_vectors or lane_rows > tile_rows else tile_rows
-
-
-def _scratch_of_all_chunks(b: Builder, elements: int) -> Operand:
-    """Reserve scratch that all chunks of images share."""
-    found = Operand("scratch", 0, b.scratch_bytes)
-    b.scratch_bytes = round_up(b.scratch_bytes + elements * b.itemsize, 64)
-    return found

@@ -1,12 +1,14 @@
-"""Stride-1 convolutions with small square kernels by Winograd's minimal filtering: see src/winograd.h.
+"""Stride-1 convolutions with few taps along an axis or two by Winograd's minimal filtering: see src/winograd.h.
 
 A dilated convolution is an undilated one on each phase of the image: its tiles are spread, no more. A transposed
 convolution is one stride-1 convolution for each phase of its output, such as four of 2x2 where 4x4 has stride 2.
+Taps along a third axis, as of 3x3x3, are summed over like channels.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ..problem import Problem
 from ..registry import Refusal
 from .dense import add_halo
 from .geometry import Axes, Axis, AxisSum, Image, axes_of, output_strides
-from .program import ENOUGH_TASKS, K_BLOCK, Builder, Engines, Operand, Words, round_up
+from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["EXACT_POINTS", "Filtering", "filtering_of", "lower_winograd", "refuse_winograd"]
 
@@ -25,9 +27,12 @@ OUTPUTS = {2: (3, 4), 3: (2, 3, 4), 5: (2,)}
 EXACT_POINTS = 4
 # Transformed inputs and sums of a block of tiles that stay in L2, beside a panel of weights.
 L2_BYTES = 1 << 19
-MOST_TILES = 96
-# Tiles whose outputs leave together (src/native.h).
-LEAVING_TILES = 8
+# Along one axis a tile has few points, and a block more of them (src/native.h).
+MOST_TILES = {1: 192, 2: 96}
+# Outputs that leave together (src/native.h).
+LEAVING_PIXELS = 128
+# With at least so many phases, output pixels of one phase lie so far apart that tiles of neighbouring phases interleave.
+SPREAD_PHASES = 4
 # Weights of one task of their transform, in channels.
 WEIGHT_PIECE = 32
 GFLOPS = 50.0
@@ -35,60 +40,89 @@ GFLOPS = 50.0
 
 @dataclass(frozen=True)
 class Filtering:
-    """A problem seen as stride-1 convolutions with r taps on each axis, `steps` lines apart."""
+    """A problem seen as stride-1 convolutions with r taps, `steps` lines apart, along the last axis or the last two.
+
+    Attributes
+    ----------
+    problem : Problem
+    axes : tuple of Axis
+        Ordered by their roles: taps of the first are summed over as they are. Of the second too there is but one
+        if the rank is 1.
+    places : tuple of int
+        Which of D, H and W they are.
+    rank, kernel : int
+    steps : tuple of int
+    """
 
     problem: Problem
     axes: Axes
+    places: tuple[int, ...]
+    rank: int
     kernel: int
-    steps: tuple[int, int]
+    steps: tuple[int, ...]
 
     @property
-    def sums(self) -> list[tuple[AxisSum, AxisSum]]:
-        return [(h, w) for h in self.axes[1].sums for w in self.axes[2].sums]
+    def sums(self) -> list[tuple[AxisSum, AxisSum, AxisSum]]:
+        o, h, w = self.axes
+        return [(one, two, three) for one in o.sums for two in h.sums for three in w.sums]
 
-    def outputs(self, points: int) -> int:
-        """Return m of the algorithm with so many points, m + r - 1."""
-        return points - self.kernel + 1
+    @property
+    def taps(self) -> int:
+        """Taps of the axis that is not filtered."""
+        return len(self.axes[0].sums[0].taps)
+
+    def outputs(self, points: int) -> tuple[int, int]:
+        """Return the outputs of a tile along the second and the third axis."""
+        m = points - self.kernel + 1
+        return (m if self.rank == 2 else 1), m
 
     def products(self, points: int) -> int:
         """Return the number of tiles of an image times the products of each, per pair of channels."""
-        m = self.outputs(points)
         tiles = 0
-        for sums in self.sums:
+        for first, *others in self.sums:
             counts = [
-                sum(tiles for _, tiles in tile_counts(s.count, step, m))
-                for s, step in zip(sums, self.steps, strict=True)
+                sum(tile_counts(s.count, step, m)[1])
+                for s, step, m in zip(others, self.steps[1:], self.outputs(points), strict=True)
             ]
-            tiles += math.prod(counts)
-        return tiles * points**2
+            tiles += first.count * int(math.prod(counts))
+        return tiles * self.taps * points**self.rank
 
 
 def filtering_of(problem: Problem, points: int) -> Filtering | str:
     """Return how a problem looks to the algorithm with `points` points, or why it cannot use it."""
     if problem.groups == problem.in_channels and problem.groups > 1:
         return Refusal.DEPTHWISE
-    if problem.ndim != 2:
-        return Refusal.NOT_2D
-    if problem.variant == "conv" and set(problem.stride) != {1}:
+    transposed = problem.variant == "conv_transpose"
+    if not transposed and set(problem.stride) != {1}:
         return Refusal.STRIDED
-    if len(set(problem.kernel_size)) != 1 or max(problem.kernel_size) > max(OUTPUTS) * max(problem.stride):
-        return Refusal.NOT_SMALL_SQUARE
+    sizes = zip(problem.kernel_size, problem.stride, strict=True)
+    if not any(
+        points - -(-kernel // stride) + 1 in OUTPUTS.get(-(-kernel // stride), ()) for kernel, stride in sizes
+    ):
+        return Refusal.NO_SMALL_KERNEL
     axes = axes_of(problem)
-    taps = {len(s.taps) for axis in axes[1:] for s in axis.sums}
-    if len(taps) != 1 or axes[1].has_gaps or axes[2].has_gaps:
+    if any(axis.has_gaps or len({len(s.taps) for s in axis.sums}) != 1 for axis in axes):
         return Refusal.UNEVEN_TAPS
-    kernel = taps.pop()
-    if points - kernel + 1 not in OUTPUTS.get(kernel, ()):
-        return Refusal.NOT_SMALL_SQUARE
-    if problem.variant == "conv" and kernel != problem.kernel_size[0]:
+    steps = [{int(step) for s in axis.sums for step in np.diff(np.sort(s.offsets))} or {1} for axis in axes]
+    if any(len(found) > 1 for found in steps):
         return Refusal.UNEVEN_TAPS
-    steps = []
-    for axis in axes[1:]:
-        found = {int(step) for s in axis.sums for step in np.diff(np.sort(s.offsets))}
-        if len(found) != 1:
-            return Refusal.UNEVEN_TAPS
-        steps.append(found.pop())
-    return Filtering(problem, axes, kernel, (steps[0], steps[1]))
+    taps = [len(axis.sums[0].taps) for axis in axes]
+    for rank, *places in (
+        (2, 0, 1, 2),
+        (2, 1, 0, 2),
+        (2, 2, 0, 1),
+        (1, 0, 1, 2),
+        (1, 1, 0, 2),
+        (1, 0, 2, 1),
+        (1, 1, 2, 0),
+    ):
+        _, second, kernel = (taps[place] for place in places)
+        if points - kernel + 1 in OUTPUTS.get(kernel, ()) and second == (kernel if rank == 2 else 1):
+            o, h, w = (axes[place] for place in places)
+            return Filtering(
+                problem, (o, h, w), tuple(places), rank, kernel, tuple(steps[p].copy().pop() for p in places)
+            )
+    return Refusal.NO_SMALL_KERNEL
 
 
 def refuse_winograd(points: int) -> Callable[[Problem], str | None]:
@@ -112,18 +146,42 @@ def lower_winograd(points: int) -> Callable[[Problem, Engines], Any]:
         b = Builder(problem, engines)
         WinogradPlan(b, filtering, points).add_stages()
         rows, vectors = engines.lane_tile
-        m, r = filtering.outputs(points), filtering.kernel
-        tile = f"F({m}x{m}, {r}x{r}), {rows} tiles x {vectors * b.lanes} channels"
+        m, r = filtering.outputs(points)[1], filtering.kernel
+        of = f"F({m}x{m}, {r}x{r})" if filtering.rank == 2 else f"F({m}, {r})"
+        tile = f"{of}, {rows} tiles x {vectors * b.lanes} channels"
         flops = 2 * filtering.products(points) * problem.in_channels // problem.groups
         return b.finish(flops * problem.out_channels / GFLOPS, tile)
 
     return lower
 
 
-def tile_counts(size: int, step: int, outputs: int) -> list[tuple[int, int]]:
-    """Return (outputs, tiles) of each phase of an axis whose taps are `step` lines apart."""
-    counts = [-(-(size - phase) // step) for phase in range(min(step, size))]
-    return [(n, -(-n // outputs)) for n in counts]
+def tile_counts(size: int, step: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outputs and the tiles of each phase of an axis whose taps are `step` lines apart."""
+    counts = -(-(size - np.arange(min(step, size))) // step)
+    return counts, -(-counts // outputs)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a sum: columns of the table (see src/program.h), and where in the image each source begins."""
+
+    table: dict[str, np.ndarray]
+    sources: np.ndarray
+    taps: int
+
+    @property
+    def count(self) -> int:
+        return len(self.table["source"])
+
+    @cached_property
+    def last_source(self) -> np.ndarray:
+        return self.table["source"] + (self.taps - 1) * self.table["step"]
+
+    def most_sources(self, block: int) -> int:
+        """Return how many sources a block of so many tiles has at most, wherever it begins and over how many images."""
+        images = np.arange(-(-block // self.count) + 1)[:, None] * len(self.sources)
+        first, last = (images + self.table["source"]).ravel(), (images + self.last_source).ravel()
+        return int((last[block - 1 :] - first[: len(first) - block + 1]).max()) + 1
 
 
 class WinogradPlan:
@@ -131,84 +189,141 @@ class WinogradPlan:
 
     def __init__(self, b: Builder, filtering: Filtering, points: int) -> None:
         p = b.problem
-        self.b, self.p, self.filtering, self.points = b, p, filtering, points**2
-        self.outputs, self.kernel = filtering.outputs(points), filtering.kernel
+        self.b, self.p, self.filtering, self.points = b, p, filtering, points**filtering.rank
+        self.outputs, self.kernel, self.taps = filtering.outputs(points), filtering.kernel, filtering.taps
         self.c, self.o = p.in_channels // p.groups, p.out_channels // p.groups
-        self.depth = self.c * self.kernel**2
+        self.depth = self.taps * self.c * self.kernel**filtering.rank
         rows, vectors = b.engines.lane_tile
         self.width = min(vectors * b.lanes, round_up(self.o, b.lanes))
         self.blocks = -(-self.o // self.width)
-        d, h, w = filtering.axes
-        self.axes: Axes = (
-            d,
-            self.reach_tiles(h, filtering.steps[0]),
-            self.reach_tiles(w, filtering.steps[1]),
-        )
+        o, h, w = filtering.axes
+        roles = (o, *(self.reach_tiles(i, axis) for i, axis in enumerate((h, w))))
+        d, h, w = (roles[filtering.places.index(place)] for place in range(3))
+        self.axes: Axes = (d, h, w)
         self.image = Image.of(self.axes, p.in_channels)
-        self.tiles = [self.tile_table(*sums) for sums in filtering.sums]
+        self.x_steps = self.by_role((self.image.d, self.image.h, self.image.w))
+        self.y_steps = self.by_role(output_strides(p)[2:])
+        # Channels first, pixels that lie far apart would be written one by one.
+        far = filtering.places[2] != 2 or filtering.steps[2] >= SPREAD_PHASES
+        self.spread = p.layout == "NCHW" and (
+            filtering.steps[2] >= SPREAD_PHASES or (far and filtering.rank == 1)
+        )
+        self.tiles = [self.tiles_of(*sums) for sums in filtering.sums]
         # One vector more: rows of a matrix a multiple of 4 kB apart would share cache sets.
         self.v_row = round_up(self.c, b.lanes) + b.lanes
-        tiles = max(len(table) for table in self.tiles)
-        most = self.tiles_at_once(tiles, rows)
+        largest = max(self.tiles, key=lambda tiles: tiles.count)
+        most = self.tiles_at_once(largest, rows)
         # Small images share a task, so that weights are used more than once; no result changes with it.
-        self.images_per_task = max(min(most // tiles, p.batch), 1)
-        self.tile_blocks = -(-tiles * self.images_per_task // most)
-        self.block = -(-tiles * self.images_per_task // self.tile_blocks)
+        self.images_per_task = max(min(most // largest.count, p.batch), 1)
+        tiles = largest.count * self.images_per_task
+        self.tile_blocks = -(-tiles // most)
+        self.block = -(-tiles // self.tile_blocks)
+        self.block_sources = max(tiles.most_sources(self.block) for tiles in self.tiles)
         tasks = self.tile_blocks * len(self.tiles) * p.groups
         self.parts = max(min(-(-ENOUGH_TASKS // tasks), self.blocks), 1)
         self.tasks = tasks * self.parts
 
-    def tiles_at_once(self, tiles: int, rows: int) -> int:
+    def by_role(self, of_axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Return what D, H and W have in the order of the roles."""
+        return tuple(of_axes[place] for place in self.filtering.places)
+
+    def tiles_at_once(self, tiles: Tiles, rows: int) -> int:
         """Return the block of tiles that moves the fewest bytes between L2 and what is behind it.
 
         Each block streams all weights; inputs too large for L2 are streamed for each block of output channels.
         """
-        inputs = self.points * self.v_row * self.b.itemsize
+        source = self.points * self.v_row * self.b.itemsize
         sums = self.points * self.width * self.b.itemsize
-        weights = self.points * self.c * self.o * self.b.itemsize
+        weights = self.points * self.taps * self.c * self.o * self.b.itemsize
 
         def moved(block: int) -> int:
-            again = self.blocks if block * (inputs + sums) > L2_BYTES else 1
-            return -(-tiles // block) * weights + again * tiles * inputs
+            inputs = tiles.most_sources(block) * source
+            again = self.blocks if inputs + block * sums > L2_BYTES else 1
+            blocks = -(-tiles.count // block)
+            return blocks * weights + again * blocks * inputs
 
-        return min(range(rows, MOST_TILES + 1, rows), key=moved)
+        return min(range(rows, MOST_TILES[self.filtering.rank] + 1, rows), key=moved)
 
-    def reach_tiles(self, axis: Axis, step: int) -> Axis:
-        """Return the axis with zeros behind it wherever its last tiles reach."""
+    def reach_tiles(self, i: int, axis: Axis) -> Axis:
+        """Return the second or third axis with zeros behind it wherever its last tiles reach."""
+        m, step = self.outputs[i], self.filtering.steps[1 + i]
+        kernel = self.kernel if i == 1 or self.filtering.rank == 2 else 1
         lines = axis.lines
         for s in axis.sums:
-            for phase, (_, tiles) in enumerate(tile_counts(s.count, step, self.outputs)):
-                reach = tiles * self.outputs + self.kernel - 2
-                lines = max(lines, int(s.offsets.min()) + phase + reach * step + 1)
+            _, tiles = tile_counts(s.count, step, m)
+            reach = np.arange(len(tiles)) + (tiles * m + kernel - 2) * step
+            lines = max(lines, int(s.offsets.min() + reach.max()) + 1)
         padding = np.full((1, lines - axis.lines), -1)
         return replace(axis, map=np.concatenate([axis.map, padding], axis=1))
 
-    def tile_table(self, sum_h: AxisSum, sum_w: AxisSum) -> list[dict[str, int]]:
-        """Return where each tile of an image begins, row by row of tiles, phase by phase."""
-        m = self.outputs
-        *_, y_h, y_w = output_strides(self.p)
-        step_h, step_w = self.filtering.steps
-        low_h, low_w = int(sum_h.offsets.min()), int(sum_w.offsets.min())
-        found = []
-        row = 0
-        for phase_h, (n_h, tiles_h) in enumerate(tile_counts(sum_h.count, step_h, m)):
-            for phase_w, (n_w, tiles_w) in enumerate(tile_counts(sum_w.count, step_w, m)):
-                for i in range(tiles_h):
-                    h = phase_h + i * m * step_h
-                    for j in range(tiles_w):
-                        w = phase_w + j * m * step_w
-                        found.append(
-                            {
-                                "x": (low_h + h) * self.image.h + (low_w + w) * self.image.w,
-                                "y": (sum_h.start + sum_h.step * h) * y_h
-                                + (sum_w.start + sum_w.step * w) * y_w,
-                                "rows": min(m, n_h - i * m),
-                                "columns": min(m, n_w - j * m),
-                                "row": row,
-                            }
-                        )
-                    row += 1
-        return found
+    def tiles_of(self, *sums: AxisSum) -> Tiles:
+        """Return the tiles of a sum.
+
+        Tiles that are to leave side by side are members of a row. For each row along the other filtered axis, and
+        each group of members, the tiles go along the axis that is not filtered, where they share sources.
+        """
+        first, *filtered = sums
+        lines, members = (self.line_of(i, s) for i, s in enumerate(filtered))
+        if self.spread and self.filtering.steps[2] == 1:
+            lines, members = members, lines
+        elif self.spread:
+            order = np.lexsort((members["phase"], members["tile"]))
+            sort = {name: members[name][order] for name in ("at", "x", "y", "left")}
+            members |= sort | {"phase": members["tile"][order]}
+        along, step, size = first.count, self.filtering.steps[0], len(members["at"])
+        reach = along + (self.taps - 1) * step
+        # Groups so small that what neighbours share is still in a block of tiles, if they share anything.
+        group = members["phase"] * size
+        if reach > 1:
+            run = np.arange(size) - np.searchsorted(members["phase"], members["phase"])
+            group = group + run // (LEAVING_PIXELS // math.prod(self.outputs))
+        begin = np.searchsorted(group, group)
+        length = np.searchsorted(group, group, side="right") - begin
+        low = sum(int(s.offsets.min()) * x for s, x in zip(sums, self.x_steps, strict=True))
+
+        def every(count: int) -> tuple[np.ndarray, np.ndarray]:
+            """Return (place along the first axis, member) of a line's tiles or sources, in their order."""
+            place, member = (a.ravel() for a in np.indices((count, size)))
+            order = np.lexsort((member, place, group[member]))
+            return place[order], member[order]
+
+        place, member = every(reach)
+        x = place * self.x_steps[0] + members["x"][member]
+        sources = (low + lines["x"][:, None] + x).ravel()
+        place, member = every(along)
+        source = begin[member] * reach + place * length[member] + member - begin[member]
+        y = (first.start + first.step * place) * self.y_steps[0] + members["y"][member]
+        _, row = np.unique(group[member] * along + place, return_inverse=True)
+        line = np.arange(len(lines["x"]))[:, None]
+        table = {
+            "source": line * (reach * size) + source,
+            "step": np.broadcast_to(step * length[member], (len(line), len(member))),
+            "y": lines["y"][:, None] + y,
+            "row": line * (int(row.max()) + 1) + row,
+        }
+        limits = {lines["limit"]: lines["left"][:, None], members["limit"]: members["left"][member]}
+        table |= {name: np.broadcast_to(left, table["y"].shape) for name, left in limits.items()}
+        return Tiles({name: values.ravel() for name, values in table.items()}, sources, self.taps)
+
+    def line_of(self, i: int, s: AxisSum) -> dict[str, Any]:
+        """Return the tiles along the second or the third axis, phase by phase.
+
+        Their phase, number in it, input and output offsets, and how many outputs are left.
+        """
+        m, step = self.outputs[i], self.filtering.steps[1 + i]
+        counts, tiles = tile_counts(s.count, step, m)
+        phase = np.repeat(np.arange(len(tiles)), tiles)
+        tile = np.arange(len(phase)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+        at = phase + tile * m * step
+        return {
+            "phase": phase,
+            "tile": tile,
+            "at": at,
+            "x": at * self.x_steps[1 + i],
+            "y": (s.start + s.step * at) * self.y_steps[1 + i],
+            "left": np.minimum(counts[phase] - tile * m, m),
+            "limit": ("rows", "columns")[i],
+        }
 
     def add_stages(self) -> None:
         b, p = self.b, self.p
@@ -218,7 +333,7 @@ class WinogradPlan:
         words = self.words(x)
         if self.parts > 1:
             blocks = self.tasks // self.parts
-            size = blocks * self.points * (self.block * self.v_row + b.lanes)
+            size = blocks * self.points * (self.block_sources * self.v_row + b.lanes)
             words["v"] = b.scratch(-(-size // self.images_per_task), size, "transformed input")
             b.stage("winograd_inputs", self.tasks, words, self.images_per_task)
         b.stage("winograd", self.tasks, words, self.images_per_task)
@@ -230,8 +345,7 @@ class WinogradPlan:
         """
         b, p = self.b, self.p
         o_stride, c_stride = self.weight_strides()
-        channels = np.arange(self.c)[:, None] * c_stride
-        sources = [(channels + self.tap_order(*sums)).ravel() for sums in self.filtering.sums]
+        sources = [self.weight_order(sums, c_stride) for sums in self.filtering.sums]
         sums, raw = len(sources), self.depth * self.width
         packed = b.pack(
             np.concatenate(sources),
@@ -245,17 +359,19 @@ class WinogradPlan:
             x_group=self.c * self.o * p.taps,
             keep=False,
         )
-        w_point = self.c * self.width + b.lanes
+        channels = self.taps * self.c
+        w_point = channels * self.width + b.lanes
         w_sum = self.points * w_point
         blocks = p.groups * self.blocks * sums
         w = b.packed(blocks * w_sum)
-        pieces = -(-self.c // WEIGHT_PIECE)
+        pieces = -(-channels // WEIGHT_PIECE)
         words: Words = dict(
             x=packed,
             y=w,
-            outputs=self.outputs,
+            outputs=self.outputs[1],
             kernel=self.kernel,
-            channels=self.c,
+            rank=self.filtering.rank,
+            channels=channels,
             width=self.width,
             pieces=pieces,
             x_block=raw,
@@ -263,13 +379,16 @@ class WinogradPlan:
             y_point=w_point,
         )
         b.stage("winograd_weights", blocks * pieces, words, weights_only=True)
+        x_offsets = b.table(self.direct_offsets())
         records = [
             {
-                "tiles": b.records("winograd_tile", tiles),
-                "tile_count": len(tiles),
+                "tiles": b.table(np.stack([tiles.table[name] for name in WORDS["winograd_tile"]], axis=1)),
+                "tile_count": tiles.count,
+                "sources": b.table(tiles.sources),
+                "source_count": len(tiles.sources),
                 "w": i * w_sum,
                 "w_offsets": b.table(source),
-                "x_offsets": b.table(self.direct_offsets()),
+                "x_offsets": x_offsets,
             }
             for i, (tiles, source) in enumerate(zip(self.tiles, sources, strict=True))
         ]
@@ -280,32 +399,35 @@ class WinogradPlan:
         taps = self.p.taps
         return (taps, self.o * taps) if self.p.variant == "conv_transpose" else (self.c * taps, taps)
 
-    def tap_order(self, sum_h: AxisSum, sum_w: AxisSum) -> np.ndarray:
-        """Return the taps of a sum in the order in which they meet the image."""
-        h, w = (s.taps[np.argsort(s.offsets)] for s in (sum_h, sum_w))
-        return (h[:, None] * self.p.kernel_size[1] + w).ravel()
+    def weight_order(self, sums: tuple[AxisSum, AxisSum, AxisSum], c_stride: int) -> np.ndarray:
+        """Return where the weight of each (tap, channel, filtered taps) is, taps in the order in which they meet the image."""
+        kernel = (1, 1, *self.p.kernel_size)[-3:]
+        steps = self.by_role((kernel[1] * kernel[2], kernel[2], 1))
+        o, h, w = (s.taps[np.argsort(s.offsets)] * step for s, step in zip(sums, steps, strict=True))
+        channels = np.arange(self.c) * c_stride
+        return (o[:, None, None, None] + channels[:, None, None] + h[:, None] + w).ravel()
 
     def direct_offsets(self) -> np.ndarray:
-        """Return the image offset of every (channel, tap) from the first pixel of a tile."""
-        taps = np.arange(self.kernel)
-        x_h, x_w = self.x_steps()
-        return (np.arange(self.c)[:, None] + (taps[:, None] * x_h + taps * x_w).ravel()).ravel()
-
-    def x_steps(self) -> tuple[int, int]:
-        """Return how far apart the inputs of a tile are."""
-        return self.filtering.steps[0] * self.image.h, self.filtering.steps[1] * self.image.w
+        """Return the image offset of every (tap, channel, filtered taps) from the first pixel of a tile."""
+        kernels = (self.taps, self.kernel if self.filtering.rank == 2 else 1, self.kernel)
+        steps = zip(kernels, self.filtering.steps, self.x_steps, strict=True)
+        o, h, w = (np.arange(kernel) * step * x for kernel, step, x in steps)
+        return (o[:, None, None, None] + np.arange(self.c)[:, None, None] + h[:, None] + w).ravel()
 
     def words(self, x: Operand) -> Words:
-        b, p, m = self.b, self.p, self.outputs
-        y_image, y_channel, _, y_h, y_w = output_strides(p)
-        sum_h, sum_w = self.filtering.sums[0]
-        x_h, x_w = self.x_steps()
+        b, p, steps = self.b, self.p, self.filtering.steps
+        y_image, y_channel, *_ = output_strides(p)
+        _, sum_h, sum_w = self.filtering.sums[0]
+        y_next = 0
+        if self.spread:
+            y_next = sum_w.step * self.y_steps[2] if steps[2] > 1 else sum_h.step * self.y_steps[1]
         k_block = min(K_BLOCK, self.depth)
         w, w_block, w_point, records = self.add_weights()
-        leaving = LEAVING_TILES * m * m
+        pixels = math.prod(self.outputs)
+        leaving = LEAVING_PIXELS // pixels * pixels
         work = self.points * (self.block * self.width + b.lanes)
         work += leaving * self.width + self.width * (leaving + b.lanes) + k_block * b.lanes
-        work += self.points * (self.block * self.v_row + b.lanes) if self.parts == 1 else 0
+        work += self.points * (self.block_sources * self.v_row + b.lanes) if self.parts == 1 else 0
         return dict(
             x=x,
             w=w,
@@ -315,24 +437,28 @@ class WinogradPlan:
             work=b.thread(work),
             work_stride=Operand("thread_stride"),
             images=Operand("images"),
-            outputs=m,
+            outputs=self.outputs[1],
             kernel=self.kernel,
+            rank=self.filtering.rank,
             x_image=self.image.size,
             x_group=self.c,
-            x_h=x_h,
-            x_w=x_w,
+            x_h=steps[1] * self.x_steps[1],
+            x_w=steps[2] * self.x_steps[2],
             y_image=y_image,
             y_group=self.o * y_channel,
             y_channel=y_channel,
-            y_h=y_h * sum_h.step * self.filtering.steps[0],
-            y_w=y_w * sum_w.step * self.filtering.steps[1],
+            y_h=self.y_steps[1] * sum_h.step * steps[1],
+            y_w=self.y_steps[2] * sum_w.step * steps[2],
+            y_next=y_next,
             groups=p.groups,
             depth=self.c,
+            taps=self.taps,
             channels=self.o,
             parts=self.parts,
             sums=b.records("winograd_sum", records),
             sum_count=len(records),
             block=self.block,
+            block_sources=self.block_sources,
             v=0,
             v_row=self.v_row,
             width=self.width,

@@ -1,6 +1,6 @@
 """From Python to functions that can be called by address: what imports numba.
 
-There are thirteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are fifteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -14,7 +14,9 @@ from numba import cfunc, types
 from ... import config
 from ...lowering import program
 from . import activation, objects
+from .dcn import dcn
 from .deform import deform
+from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
 from .depthwise import depthwise_pixels, depthwise_planes
 from .depthwise_grad import plane_grad
@@ -42,8 +44,10 @@ ENGINES = {
     "depthwise_planes": depthwise_planes,
     "depthwise_pixels": depthwise_pixels,
     "deform": deform,
+    "dcn": dcn,
     "weight_grad": weight_grad,
     "plane_grad": plane_grad,
+    "deform_grad": deform_grad,
 }
 ACTIVATIONS: dict[Any, Callable] = {
     ("silu", types.float32): activation.silu,

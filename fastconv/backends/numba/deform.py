@@ -86,12 +86,13 @@ def deform_grid(a, first, pixels, grid):
 
 
 @helper
-def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels):
+def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels, closed, fractions):
     """One tap of one offset group: the base and the corner weights of each pixel.
 
-    A point is outside unless every coordinate lies in (-1, size), by ordered compares, before anything is
-    converted to an integer. The fraction is the offset less a whole number: taken from the position, it would
-    lack the bits that the position rounds away.
+    A point is outside unless every coordinate lies in (-1, size), or [-1, size) if `closed`: there samples are
+    zero, but their slopes are not. These are ordered compares, before anything is converted to an integer. The
+    fraction is the offset less a whole number: taken from the position, it would lack the bits that the position
+    rounds away. `fractions` are kept if `closed`.
     """
     size, shift, line = stack_integers(AXES), stack_integers(AXES), stack_integers(AXES)
     fraction = stack_vectors(offset, AXES)
@@ -110,13 +111,19 @@ def deform_points(a, work, offset, plane, mask, has_mask, tap, pixels):
             moved = load_some(offset + ((axis - first_axis) * plane + p), n)
             origin = load_some(work.grid + (axis * a.tile + p), n) + splat(offset, shift[axis])
             at = origin + moved
-            inside = (at > splat(offset, -1.0)) & (at < splat(offset, size[axis]))
+            inside = at > splat(offset, -1.0)
+            if closed:
+                inside = inside | (at == splat(offset, -1.0))
+            inside = inside & (at < splat(offset, size[axis]))
             share = select(inside | (share != share), share, zero)
             share = select(at == at, share, nan)
             low = floor(select(inside, at, zero))
             rest = moved - (low - origin)
             start = start + to_integers(low + one) * splat(start, line[axis])
-            store(fraction + axis * lanes(offset), select(inside & (rest > zero), rest, zero))
+            rest = select(inside & (rest > zero), rest, zero)
+            store(fraction + axis * lanes(offset), rest)
+            if closed:
+                store_some(fractions + (axis * a.tile + p), rest, n)
         store_some(base + p, select(share > zero, start, splat(start, a.outside)), n)
         for corner in range(1 << a.ndim):
             product = share
@@ -230,7 +237,7 @@ def deform(a, begin, end, thread):
                 mask = reals(a, a.mask) + (image * a.mask_image + first_tap * plane + first)
                 for t in range(taps):
                     offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
-                    deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels)
+                    deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels, False, work.grid)
             x, w = reals(a, a.x) + (image * a.x_image + block.x), reals(a, a.w) + block.w
             row = a.tap_block * block.channels
             for t in range(0, taps, a.tap_block):

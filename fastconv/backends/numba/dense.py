@@ -19,6 +19,7 @@ from .simd import (
     helper,
     integers,
     lanes,
+    prefetch,
     reals,
     records,
     stack_integers,
@@ -37,6 +38,10 @@ from .tile import (
     tile_rows,
     tile_vectors,
 )
+
+# Weights that no L2 holds.
+BEYOND_CACHE = 1 << 20
+LEAST_LINE = 8  # elements of a cache line
 
 
 @helper
@@ -209,6 +214,14 @@ def dense_rows(a, begin, end, thread):
                     store_rows(c, c_row, rows, runs, found, y + o * a.y_channel, a.y_channel, part.y_w)
 
 
+@helper
+def prefetch_rows(x, x_row, begin, end, count):
+    """Fetch rows that will be packed next into L2."""
+    for r in range(begin, end):
+        for i in range(0, count, LEAST_LINE):
+            prefetch(x + (r * x_row + i))
+
+
 def dense_lanes(a, begin, end, thread):
     """A row of the tile is a pixel, its vectors are output channels."""
     bias, tiles = reals(a, a.b), lane_tiles(a)
@@ -244,8 +257,14 @@ def dense_lanes(a, begin, end, thread):
                 places = integers(part.w_places) + k
                 pack_block(panel, a.w_width, w, a.w_row, channels, w_offsets + k, places, count)
                 columns, column_offsets = panel, steps
+            ahead = 0
+            if a.w_row and a.groups * a.channels * part.taps > BEYOND_CACHE:
+                ahead = min(part.taps - k - count, count)
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
+                if ahead > 0:
+                    upto = channels * (p + rows) // pixels
+                    prefetch_rows(w + w_offsets[k + count], a.w_row, channels * p // pixels, upto, ahead)
                 tile(
                     tiles, rows, nv, count, pixel + p, x_offsets + k, columns, column_offsets, c_p, width, kb
                 )

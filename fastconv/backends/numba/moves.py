@@ -88,6 +88,13 @@ def copy_over(y, x, n):
     return void(y, x, word), emit
 
 
+@helper
+def add_to(y, x, n):
+    """y[i] += x[i] for i < n."""
+    for i in range(0, n, lanes(y)):
+        store_some(y + i, load_some(y + i, n - i) + load_some(x + i, n - i), n - i)
+
+
 @verb
 def clear(y, n):
     """y[i] = 0 for i < n."""

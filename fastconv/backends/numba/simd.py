@@ -265,6 +265,19 @@ def integers(address):
 
 
 @verb
+def prefetch(pointer):
+    """Fetch the cache line at an address into L2."""
+
+    def emit(builder, at):
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (), kind)
+        builder.call(function, [builder.bitcast(at, byte), flag(0), flag(2), flag(1)])
+
+    return void(pointer), emit
+
+
+@verb
 def records(like, address, layout):
     """The records of a layout at an address."""
     kind = like.of(layout.literal_value)
@@ -419,6 +432,12 @@ def lanes(like):
 def real(like, value):
     """A number of the element type."""
     return like.element(like, like.element), lambda builder, _, value: value
+
+
+@verb
+def double_of(bits):
+    """The double that a word holds the bits of."""
+    return types.float64(word), lambda builder, value: builder.bitcast(value, ir.DoubleType())
 
 
 @verb

@@ -36,7 +36,10 @@ from .simd import (
 ALGORITHMS = ((2, 3), (3, 3), (4, 3), (3, 2), (4, 2), (2, 5))
 POINTS = (4, 5, 6)
 
-# Algorithms are numbered m * ROW_OF_TABLE + r.
+# Along how many axes: rows of a tile are transformed, or rows and columns.
+RANKS = (1, 2)
+
+# Algorithms are numbered (rank * ROW_OF_TABLE + m) * ROW_OF_TABLE + r, inputs with a in the place of m and 0 in that of r.
 ROW_OF_TABLE = 8
 
 Line = list[Term]
@@ -109,15 +112,17 @@ class Points:
         return [g0, first, second, (even_2 + odd_2) * high, (even_2 - odd_2) * high, g[-1]]
 
 
-def on_both_axes(line: Callable[[Line], Line], square: list[Line]) -> Line:
-    """Transform the columns and then the rows of a square; return it row by row."""
-    columns = [line(list(column)) for column in zip(*square, strict=True)]
-    return [term for row in zip(*columns, strict=True) for term in line(list(row))]
+def on_axes(line: Callable[[Line], Line], rank: int, lines: list[Line]) -> Line:
+    """Transform the columns, if the rank is 2, and then the rows; return the result row by row."""
+    if rank == 2:
+        columns = [line(list(column)) for column in zip(*lines, strict=True)]
+        lines = [list(row) for row in zip(*columns, strict=True)]
+    return [term for row in lines for term in line(row)]
 
 
-def emit_square(builder: Any, kind: Any, x: Any, x_h: Any, x_w: Any, size: int) -> list[Line]:
-    """Load a square of vectors whose rows and columns are so many elements apart."""
-    rows = [emit_at(builder, x, builder.mul(x_h, WORD(i))) for i in range(size)]
+def emit_lines(builder: Any, kind: Any, x: Any, x_h: Any, x_w: Any, rank: int, size: int) -> list[Line]:
+    """Load `size` rows of vectors, or one if the rank is 1; rows and columns are so many elements apart."""
+    rows = [emit_at(builder, x, builder.mul(x_h, WORD(i))) for i in range(size if rank == 2 else 1)]
     steps = [builder.mul(x_w, WORD(j)) for j in range(size)]
     return [[Term(builder, emit_load(builder, kind, row, step)) for step in steps] for row in rows]
 
@@ -135,11 +140,11 @@ def emit_stores(builder: Any, kind: Any, terms: Line, y: Any, y_step: Any) -> No
         emit_store(builder, kind, emit_at(builder, y, builder.mul(y_step, WORD(i))), term.value)
 
 
-def emit_inputs(kind: Any, points: int) -> Callable:
+def emit_inputs(kind: Any, points: int, rank: int) -> Callable:
     def emit(builder, x, x_h, x_w, channels, v, v_point):
         def step(c, _):
-            square = emit_square(builder, kind, emit_at(builder, x, c), x_h, x_w, points)
-            transformed = on_both_axes(Points(kind.element).inputs, square)
+            lines = emit_lines(builder, kind, emit_at(builder, x, c), x_h, x_w, rank, points)
+            transformed = on_axes(Points(kind.element).inputs, rank, lines)
             emit_stores(builder, kind, transformed, emit_at(builder, v, c), v_point)
             return []
 
@@ -148,17 +153,17 @@ def emit_inputs(kind: Any, points: int) -> Callable:
     return emit
 
 
-def emit_outputs(kind: Any, m: int, points: int) -> Callable:
-    def emit(builder, sums, point, channels, y, y_row, width):
+def emit_outputs(kind: Any, m: int, points: int, rank: int) -> Callable:
+    def emit(builder, sums, point, channels, y, y_row, y_pixel):
         (zero,) = zeros(kind, 1)
 
         def step(o, spoiled):
             row = builder.mul(point, WORD(points))
-            square = emit_square(builder, kind, emit_at(builder, sums, o), row, point, points)
-            pixels = on_both_axes(lambda line: Points(kind.element).outputs(m, line), square)
-            for i in range(m):
+            lines = emit_lines(builder, kind, emit_at(builder, sums, o), row, point, rank, points)
+            pixels = on_axes(lambda line: Points(kind.element).outputs(m, line), rank, lines)
+            for i in range(len(pixels) // m):
                 to = emit_at(builder, emit_at(builder, y, o), builder.mul(y_row, WORD(i)))
-                emit_stores(builder, kind, pixels[i * m : (i + 1) * m], to, width)
+                emit_stores(builder, kind, pixels[i * m : (i + 1) * m], to, y_pixel)
             # 0 * inf is a NaN.
             for pixel in pixels:
                 spoiled = [emit_fma(builder, pixel.value, zero, *spoiled)]
@@ -171,17 +176,17 @@ def emit_outputs(kind: Any, m: int, points: int) -> Callable:
     return emit
 
 
-def emit_weights(kind: Any, m: int, kernel: int) -> Callable:
+def emit_weights(kind: Any, m: int, kernel: int, rank: int) -> Callable:
     def emit(builder, x, y, y_point, width, channels):
         def channel(c, _):
-            x_c = emit_at(builder, x, builder.mul(c, builder.mul(width, WORD(kernel * kernel))))
+            x_c = emit_at(builder, x, builder.mul(c, builder.mul(width, WORD(kernel**rank))))
             y_c = emit_at(builder, y, builder.mul(c, width))
 
             def step(o, _):
                 row = builder.mul(width, WORD(kernel))
-                square = emit_square(builder, kind, emit_at(builder, x_c, o), row, width, kernel)
-                transformed = on_both_axes(
-                    lambda line: Points(kind.element).weights(m + kernel - 1, line), square
+                lines = emit_lines(builder, kind, emit_at(builder, x_c, o), row, width, rank, kernel)
+                transformed = on_axes(
+                    lambda line: Points(kind.element).weights(m + kernel - 1, line), rank, lines
                 )
                 emit_stores(builder, kind, transformed, emit_at(builder, y_c, o), y_point)
                 return []
@@ -213,58 +218,68 @@ def transform_type(what: str, like: Any) -> ir.FunctionType:
     }[what]
 
 
-def emit_number(builder: Any, outputs: Any, kernel: Any) -> Any:
-    return builder.add(builder.mul(outputs, WORD(ROW_OF_TABLE)), kernel)
+def number(rank: Any, m: Any, r: Any) -> Any:
+    return (rank * ROW_OF_TABLE + m) * ROW_OF_TABLE + r
+
+
+def emit_number(builder: Any, rank: Any, m: Any, r: Any) -> Any:
+    row = builder.add(builder.mul(rank, WORD(ROW_OF_TABLE)), m)
+    return builder.add(builder.mul(row, WORD(ROW_OF_TABLE)), r)
+
+
+def each_algorithm(emit: Callable) -> dict[int, Callable]:
+    return {number(rank, m, r): emit(m, r, rank) for m, r in ALGORITHMS for rank in RANKS}
 
 
 @verb
 def input_transforms(like):
     kind = reals_of(like)
-    cases = {points: emit_inputs(kind, points) for points in POINTS}
+    cases = {number(rank, a, 0): emit_inputs(kind, a, rank) for a in POINTS for rank in RANKS}
     return INTEGERS(like), lambda builder, _: emit_transforms(builder, "inputs", kind, cases)
 
 
 @verb
 def output_transforms(like):
     kind = reals_of(like)
-    cases = {ROW_OF_TABLE * m + r: emit_outputs(kind, m, m + r - 1) for m, r in ALGORITHMS}
+    cases = each_algorithm(lambda m, r, rank: emit_outputs(kind, m, m + r - 1, rank))
     return INTEGERS(like), lambda builder, _: emit_transforms(builder, "outputs", kind, cases)
 
 
 @verb
 def weight_transforms(like):
     kind = reals_of(like)
-    cases = {ROW_OF_TABLE * m + r: emit_weights(kind, m, r) for m, r in ALGORITHMS}
+    cases = each_algorithm(lambda m, r, rank: emit_weights(kind, m, r, rank))
     return INTEGERS(like), lambda builder, _: emit_transforms(builder, "weights", kind, cases)
 
 
 @verb
-def transform_inputs(transforms, points, x, x_h, x_w, channels, v, v_point):
-    """v[point][channel] of one tile; point p lies v_point * p behind v."""
+def transform_inputs(transforms, points, rank, x, x_h, x_w, channels, v, v_point):
+    """v[point][channel] of one source; point p lies v_point * p behind v."""
 
-    def emit(builder, transforms, points, *args):
-        emit_call_entry(builder, transforms, points, transform_type("inputs", x), args)
+    def emit(builder, transforms, points, rank, *args):
+        found = emit_number(builder, rank, points, WORD(0))
+        emit_call_entry(builder, transforms, found, transform_type("inputs", x), args)
 
-    return void(INTEGERS, word, x, word, word, word, v, word), emit
-
-
-@verb
-def transform_outputs(transforms, outputs, kernel, sums, point, channels, y, y_row, width):
-    """One tile's outputs to y + i * y_row + j * width; returns whether all of them are finite."""
-
-    def emit(builder, transforms, outputs, kernel, *args):
-        number = emit_number(builder, outputs, kernel)
-        return emit_call_entry(builder, transforms, number, transform_type("outputs", sums), args)
-
-    return word(INTEGERS, word, word, sums, word, word, y, word, word), emit
+    return void(INTEGERS, word, word, x, word, word, word, v, word), emit
 
 
 @verb
-def transform_weights(transforms, outputs, kernel, x, y, y_point, width, channels):
+def transform_outputs(transforms, outputs, kernel, rank, sums, point, channels, y, y_row, y_pixel):
+    """One tile's outputs to y + i * y_row + j * y_pixel; returns whether all of them are finite."""
+
+    def emit(builder, transforms, outputs, kernel, rank, *args):
+        found = emit_number(builder, rank, outputs, kernel)
+        return emit_call_entry(builder, transforms, found, transform_type("outputs", sums), args)
+
+    return word(INTEGERS, word, word, word, sums, word, word, y, word, word), emit
+
+
+@verb
+def transform_weights(transforms, outputs, kernel, rank, x, y, y_point, width, channels):
     """y[point][channel][o] of some input channels."""
 
-    def emit(builder, transforms, outputs, kernel, *args):
-        number = emit_number(builder, outputs, kernel)
-        emit_call_entry(builder, transforms, number, transform_type("weights", x), args)
+    def emit(builder, transforms, outputs, kernel, rank, *args):
+        found = emit_number(builder, rank, outputs, kernel)
+        emit_call_entry(builder, transforms, found, transform_type("weights", x), args)
 
-    return void(INTEGERS, word, word, x, y, word, word, word), emit
+    return void(INTEGERS, word, word, word, x, y, word, word, word), emit

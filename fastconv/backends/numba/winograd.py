@@ -1,10 +1,12 @@
-"""Winograd's minimal filtering: m x m outputs of a stride-1 r x r convolution from a^2 products, a = m + r - 1.
+"""Winograd's minimal filtering: m outputs of a stride-1 sum over r taps from a = m + r - 1 products, along one axis
+(rank 1) or along two at once (rank 2), with the taps of a third axis among the channels.
 
-``winograd_weights`` turns the packed weights [k][o] into a^2 matrices [channel][o]. ``winograd`` (and before it
-``winograd_inputs``, where tasks share them) does a block of tiles: their a x a inputs become a^2 matrices
-[tile][channel], each is multiplied by its weights with the register tile, and the a^2 sums of each output
-become its m x m pixels. Channels are in the vectors throughout, and a block is so small that all of it stays
-in L2. src/winograd.h tells where the points come from.
+``winograd_weights`` turns the packed weights [k][o] into a^rank matrices [channel][o]. ``winograd`` (and before it
+``winograd_inputs``, where tasks share them) does a block of tiles: their inputs become a^rank matrices
+[source][channel], each is multiplied by its weights with the register tile, and the sums of each output become
+its pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most
+of theirs. Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
+src/winograd.h tells where the points come from.
 
 A NaN or inf spreads over its whole tile here. A tile that holds one is summed again directly.
 """
@@ -33,20 +35,20 @@ from .transforms import (
     weight_transforms,
 )
 
-# Tiles that leave together: their outputs stay in L1.
-LEAVING_TILES = 8
+# Outputs that leave together stay in L1; and the most tiles of a task.
+LEAVING_PIXELS = 128
+MAX_TILES = 192
 MAX_WIDTH = 64  # output channels of a block: four vectors of sixteen
-MAX_RUNS = LEAVING_TILES * 4  # rows of an algorithm's m x m outputs
 
-# What a task has: some tiles of a sum, in one group. Tiles of all images of a chunk are numbered through.
-# `index` numbers (block, group, sum).
-Task = namedtuple("Task", "part group index first count")
+# What a task has: some tiles of a sum, in one group, and the sources that they read. Tiles and sources of all images
+# of a chunk are numbered through. `index` numbers (block, group, sum).
+Task = namedtuple("Task", "part group index first count source sources")
 
 # The scratch of a thread:
 #   sums [points][tile][o]
-#   leaving [pixel][o], turned [o][pixel]   the outputs of LEAVING_TILES
+#   leaving [pixel][o], turned [o][pixel]   outputs that leave together
 #   panel [k][pixel]                        inputs of a tile that is summed directly
-#   own [points][tile][channel]             transformed inputs that no other task needs
+#   own [points][source][channel]             transformed inputs that no other task needs
 Scratch = namedtuple("Scratch", "sums leaving turned panel own")
 
 # What is compiled with the engine and called through tables.
@@ -54,13 +56,30 @@ Tables = namedtuple("Tables", "multiply outputs")
 
 
 @helper
+def ranked(n, rank):
+    """n to the power of the rank."""
+    return n * n if rank == 2 else n
+
+
+@helper
 def winograd_points(a):
-    return (a.outputs + a.kernel - 1) * (a.outputs + a.kernel - 1)
+    return ranked(a.outputs + a.kernel - 1, a.rank)
+
+
+@helper
+def leaving_tiles(a):
+    return LEAVING_PIXELS // ranked(a.outputs, a.rank)
+
+
+@helper
+def source_point(a):
+    """Elements from a matrix of transformed inputs to the next."""
+    return a.block_sources * a.v_row + lanes(a)
 
 
 @helper
 def winograd_scratch(a, thread):
-    leaving_pixels = LEAVING_TILES * a.outputs * a.outputs
+    leaving_pixels = leaving_tiles(a) * ranked(a.outputs, a.rank)
     sums = reals(a, a.work + thread * a.work_stride)
     leaving = sums + winograd_points(a) * (a.block * a.width + lanes(a))
     turned = leaving + leaving_pixels * a.width
@@ -75,9 +94,9 @@ def winograd_weights(a, begin, end, thread):
         piece, block = task % a.pieces, task // a.pieces
         first = a.channels * piece // a.pieces
         count = a.channels * (piece + 1) // a.pieces - first
-        x = reals(a, a.x) + (block * a.x_block + first * a.kernel * a.kernel * a.width)
+        x = reals(a, a.x) + (block * a.x_block + first * ranked(a.kernel, a.rank) * a.width)
         y = reals(a, a.y) + (block * a.y_block + first * a.width)
-        transform_weights(transforms, a.outputs, a.kernel, x, y, a.y_point, a.width, count)
+        transform_weights(transforms, a.outputs, a.kernel, a.rank, x, y, a.y_point, a.width, count)
 
 
 @helper
@@ -88,49 +107,51 @@ def winograd_decode(a, task):
     of = records(a, a.sums, "winograd_sum")[index % a.sum_count]
     total = a.images * of.tile_count
     blocks = (total + a.block - 1) // a.block
-    first, count = 0, 0
+    first, count, source, sources = 0, 0, 0, 0
     if block < blocks:
         first = total * block // blocks
         count = total * (block + 1) // blocks - first
-    return of, Task(part, index // a.sum_count % a.groups, index, first, count)
+        tiles, end = records(a, of.tiles, "winograd_tile"), first + count - 1
+        last = tiles[end % of.tile_count]
+        source = first // of.tile_count * of.source_count + tiles[first % of.tile_count].source
+        sources = end // of.tile_count * of.source_count + last.source + (a.taps - 1) * last.step + 1 - source
+    return of, Task(part, index // a.sum_count % a.groups, index, first, count, source, sources)
 
 
 @helper
 def winograd_transform(a, transforms, of, task, channel, channels, v):
-    """v[point][tile][channel] of a task's tiles, for some channels."""
-    x = reals(a, a.x) + (task.group * a.x_group + channel)
+    """v[point][source][channel] of a task's sources, for some channels."""
+    x, sources = reals(a, a.x) + (task.group * a.x_group + channel), integers(of.sources)
     points = a.outputs + a.kernel - 1
-    for i in range(task.count):
-        image, number = (task.first + i) // of.tile_count, (task.first + i) % of.tile_count
-        source = x + (image * a.x_image + records(a, of.tiles, "winograd_tile")[number].x)
-        to = v + (i * a.v_row + channel)
-        transform_inputs(transforms, points, source, a.x_h, a.x_w, channels, to, a.block * a.v_row + lanes(a))
+    for i in range(task.sources):
+        image, number = (task.source + i) // of.source_count, (task.source + i) % of.source_count
+        source, to = x + (image * a.x_image + sources[number]), v + (i * a.v_row + channel)
+        transform_inputs(transforms, points, a.rank, source, a.x_h, a.x_w, channels, to, source_point(a))
 
 
 def winograd_inputs(a, begin, end, thread):
     """The transformed inputs of all blocks, where several tasks share them; a task is a part of the channels."""
     transforms = input_transforms(a)
-    size = winograd_points(a) * (a.block * a.v_row + lanes(a))
     vectors = (a.depth + lanes(a) - 1) // lanes(a)
     for number in range(begin, end):
         of, task = winograd_decode(a, number)
         first = vectors * task.part // a.parts
         count = vectors * (task.part + 1) // a.parts - first
-        v = reals(a, a.v) + task.index * size
+        v = reals(a, a.v) + task.index * winograd_points(a) * source_point(a)
         winograd_transform(a, transforms, of, task, first * lanes(a), count * lanes(a), v)
 
 
 @helper
-def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row):
+def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row, y_pixel):
     """One tile's outputs by the direct sum, pixels in the vectors and weights as they were given."""
     x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
     c = stack_vectors(x, MAX_WIDTH)
-    m, taps = a.outputs, a.depth * a.kernel * a.kernel
+    m, taps = a.outputs, a.taps * a.depth * ranked(a.kernel, a.rank)
     for i in range(a.k_block):
         steps[i] = i * lanes(a)
-    for first in range(0, m * m, lanes(a)):
-        pixels = min(m * m - first, lanes(a))
+    for first in range(0, ranked(m, a.rank), lanes(a)):
+        pixels = min(ranked(m, a.rank) - first, lanes(a))
         for k in range(0, taps, a.k_block):
             count = min(taps - k, a.k_block)
             for p in range(lanes(a)):
@@ -144,35 +165,69 @@ def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row):
                     row[r] = address(w + (o + r) * a.w_row)
                 tile(multiply, rows, 1, count, row, w_offsets + k, panel, steps, c_o, lanes(a), k)
         for p in range(pixels):
-            to = y + ((first + p) // m * y_row + (first + p) % m * a.width)
+            to = y + ((first + p) // m * y_row + (first + p) % m * y_pixel)
             for o in range(channels):
                 to[o] = c[o * lanes(a) + p]
 
 
 @helper
-def winograd_products(a, multiply, tiles, vectors, v, w, sums):
+def winograd_products(a, multiply, of, task, vectors, v, w, sums):
     """sums[point][tile][o] of a task's tiles and one block of output channels."""
     ahead, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
+    place, step = stack_integers(MAX_TILES), stack_integers(MAX_TILES)
     row = stack_integers(MAX_TILE_ROWS)
-    v_point, point = a.block * a.v_row + lanes(a), a.block * a.width + lanes(a)
+    point = a.block * a.width + lanes(a)
     for i in range(a.k_block):
         ahead[i] = i
         steps[i] = i * a.width
-    for k in range(0, a.depth, a.k_block):
-        count = min(a.depth - k, a.k_block)
-        for p in range(winograd_points(a)):
-            w_p = w + (p * a.w_point + k * a.width)
-            for t in range(0, tiles, lane_rows(a)):
-                rows = min(tiles - t, lane_rows(a))
-                for i in range(rows):
-                    row[i] = address(v + (p * v_point + (t + i) * a.v_row + k))
-                c = sums + (p * point + t * a.width)
-                tile(multiply, rows, vectors, count, row, ahead, w_p, steps, c, a.width, k)
+    for i in range(task.count):
+        image, number = (task.first + i) // of.tile_count, (task.first + i) % of.tile_count
+        tiles = records(a, of.tiles, "winograd_tile")[number]
+        place[i] = (image * of.source_count + tiles.source - task.source) * a.v_row
+        step[i] = tiles.step * a.v_row
+    for tap in range(a.taps):
+        for k in range(0, a.depth, a.k_block):
+            count = min(a.depth - k, a.k_block)
+            for p in range(winograd_points(a)):
+                w_p = w + (p * a.w_point + (tap * a.depth + k) * a.width)
+                for t in range(0, task.count, lane_rows(a)):
+                    rows = min(task.count - t, lane_rows(a))
+                    for i in range(rows):
+                        row[i] = address(v + (p * source_point(a) + place[t + i] + k))
+                    c = sums + (p * point + t * a.width)
+                    tile(multiply, rows, vectors, count, row, ahead, w_p, steps, c, a.width, tap + k)
+        for i in range(task.count):
+            place[i] += step[i]
+
+
+@helper
+def winograd_runs(a, tiles, together, at, y, runs, found):
+    """Where the pixels of tiles go that leave together, `together` of them side by side.
+
+    They lie as whole rows of pixels, tile by tile, or with `y_next`, where tiles interleave, first the first pixel
+    of each. Returns how many runs there are then.
+    """
+    m = a.outputs
+    for h in range(tiles.rows):
+        begin, y_row = at + h * together * m, y + h * a.y_h
+        if a.y_next:
+            count = together
+            for j in range(tiles.columns):
+                while tiles[count - 1].columns <= j:
+                    count -= 1
+                run = runs[found]
+                run.at, run.count, run.y = begin + j * together, count, y_row + j * a.y_w
+                found += 1
+        else:
+            run = runs[found]
+            run.at, run.count, run.y = begin, (together - 1) * m + tiles[together - 1].columns, y_row
+            found += 1
+    return found
 
 
 @helper
 def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
-    """The outputs of some tiles; those of one row of tiles become whole rows of pixels.
+    """The outputs of some tiles; those of one row of tiles lie side by side.
 
     Returns how many pixels, and in how many runs.
     """
@@ -186,29 +241,28 @@ def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
             done + together < end and number + together < of.tile_count and tiles[together].row == tiles.row
         ):
             together += 1
-        y_row = together * m * a.width
+        y_row, y_tile, y_pixel = together * m * a.width, m * a.width, a.width
+        if a.y_next:
+            y_tile, y_pixel = a.width, together * a.width
         for n in range(together):
-            to = work.leaving + (at + n * m) * a.width
+            to = work.leaving + (at * a.width + n * y_tile)
             sums = work.sums + (done + n) * a.width
-            if not transform_outputs(tables.outputs, m, a.kernel, sums, point, channels, to, y_row, a.width):
-                source = x + (image * a.x_image + tiles[n].x)
-                winograd_direct(a, tables.multiply, of, source, w, channels, work.panel, to, y_row)
-        for h in range(tiles.rows):
-            run = runs[found]
-            run.at = at + h * together * m
-            run.count = (together - 1) * m + tiles[together - 1].columns
-            run.y = image * a.y_image + tiles.y + h * a.y_h
-            found += 1
-        at += together * m * m
+            if not transform_outputs(
+                tables.outputs, m, a.kernel, a.rank, sums, point, channels, to, y_row, y_pixel
+            ):
+                source = x + (image * a.x_image + integers(of.sources)[tiles[n].source])
+                winograd_direct(a, tables.multiply, of, source, w, channels, work.panel, to, y_row, y_pixel)
+        found = winograd_runs(a, tiles, together, at, image * a.y_image + tiles.y, runs, found)
+        at += together * ranked(m, a.rank)
         done += together
     return at, found
 
 
 def winograd(a, begin, end, thread):
     """A task is a block of tiles of one group, and a part of its output channels."""
-    bias, work = reals(a, a.b), winograd_scratch(a, thread)
-    tables, runs = Tables(lane_tiles(a), output_transforms(a)), stack_runs(a, MAX_RUNS)
-    turned_row = LEAVING_TILES * a.outputs * a.outputs + lanes(a)
+    bias, work, leaving = reals(a, a.b), winograd_scratch(a, thread), leaving_tiles(a)
+    tables, runs = Tables(lane_tiles(a), output_transforms(a)), stack_runs(a, LEAVING_PIXELS)
+    turned_row = leaving * ranked(a.outputs, a.rank) + lanes(a)
     blocks = (a.channels + a.width - 1) // a.width
     for number in range(begin, end):
         of, task = winograd_decode(a, number)
@@ -218,7 +272,7 @@ def winograd(a, begin, end, thread):
         weight = reals(a, a.weight) + task.group * a.weight_group
         v = work.own
         if a.v:
-            v = reals(a, a.v) + task.index * winograd_points(a) * (a.block * a.v_row + lanes(a))
+            v = reals(a, a.v) + task.index * winograd_points(a) * source_point(a)
         else:
             winograd_transform(a, input_transforms(a), of, task, 0, a.depth, v)
         for block in range(blocks * task.part // a.parts, blocks * (task.part + 1) // a.parts):
@@ -226,13 +280,13 @@ def winograd(a, begin, end, thread):
             channels = min(a.channels - o, a.width)
             vectors = (channels + lanes(a) - 1) // lanes(a)
             w = reals(a, a.w) + (of.w + (task.group * blocks + block) * a.w_block)
-            winograd_products(a, tables.multiply, task.count, vectors, v, w, work.sums)
+            winograd_products(a, tables.multiply, of, task, vectors, v, w, work.sums)
             y = reals(a, a.y) + (task.group * a.y_group + o * a.y_channel)
             b = bias + (task.group * a.channels + o)
-            for i in range(0, task.count, LEAVING_TILES):
-                last, w_o = min(i + LEAVING_TILES, task.count), weight + o * a.w_row
+            for i in range(0, task.count, leaving):
+                last, w_o = min(i + leaving, task.count), weight + o * a.w_row
                 pixels, found = winograd_leave(a, tables, of, task, i, last, x, w_o, channels, work, runs)
                 leave_lanes(
                     work.leaving, a.width, pixels, channels, runs, found, b, a.b != 0, a.activation,
-                    work.turned, turned_row, y, a.y_channel, a.y_w,
+                    work.turned, turned_row, y, a.y_channel, a.y_next if a.y_next else a.y_w,
                 )  # fmt: skip

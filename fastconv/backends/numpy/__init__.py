@@ -10,13 +10,23 @@ from typing import Any
 import numpy as np
 
 from ...activation import apply
-from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD, Problem
+from ...problem import (
+    CONV,
+    CONV_TRANSPOSE,
+    DEFORM_CONV,
+    DEFORM_GRAD,
+    DEFORM_TRANSPOSE,
+    WEIGHT_GRAD,
+    Problem,
+)
 from ...registry import Kernel
 from .conv import conv
 from .conv_transpose import conv_transpose
 from .conv_weight_grad import conv_weight_grad
+from .dcn import dcnv3, dcnv3_grad, dcnv4, dcnv4_grad
 from .deform_conv import deform_conv
 from .deform_conv_grad import deform_conv_grad
+from .deform_conv_transpose import deform_conv_transpose
 
 __all__ = ["backend"]
 
@@ -60,6 +70,21 @@ def _build_deform_grad(problem: Problem) -> Callable:
     return run
 
 
+def _build_dcn_grad(formula: Callable[..., dict[str, np.ndarray]]) -> Callable:
+    def build(problem: Problem) -> Callable:
+        def run(grads, grad_output, input, weight, offset, mask, threads):
+            images = _formula_arrays(problem, grad_output, input)
+            with np.errstate(invalid="ignore", over="ignore"):
+                found = formula(problem, *images, offset.astype(np.float64), mask.astype(np.float64))
+            for name, grad in grads.items():
+                last = name == "input" and problem.layout == "NHWC"
+                grad[...] = np.moveaxis(found[name], 1, -1) if last else found[name]
+
+        return run
+
+    return build
+
+
 def _formula_arrays(problem: Problem, *arrays: np.ndarray) -> list[np.ndarray]:
     """Return images as the formulas take them: channels first, float64."""
     return [
@@ -82,8 +107,20 @@ class _Oracle:
         Kernel("conv_direct", "numpy", CONV, _accept, _cost, _build(conv)),
         Kernel("conv_transpose_direct", "numpy", CONV_TRANSPOSE, _accept, _cost, _build(conv_transpose)),
         Kernel("deform_conv_direct", "numpy", DEFORM_CONV, _accept, _cost, _build(deform_conv)),
+        Kernel(
+            "deform_conv_transpose_direct",
+            "numpy",
+            DEFORM_TRANSPOSE,
+            _accept,
+            _cost,
+            _build(deform_conv_transpose),
+        ),
+        Kernel("dcnv3_direct", "numpy", ("dcnv3",), _accept, _cost, _build(dcnv3)),
+        Kernel("dcnv4_direct", "numpy", ("dcnv4",), _accept, _cost, _build(dcnv4)),
         Kernel("conv_weight_grad_direct", "numpy", WEIGHT_GRAD, _accept, _cost, _build_weight_grad),
         Kernel("deform_conv_grad_direct", "numpy", DEFORM_GRAD, _accept, _cost, _build_deform_grad),
+        Kernel("dcnv3_grad_direct", "numpy", ("dcnv3_grad",), _accept, _cost, _build_dcn_grad(dcnv3_grad)),
+        Kernel("dcnv4_grad_direct", "numpy", ("dcnv4_grad",), _accept, _cost, _build_dcn_grad(dcnv4_grad)),
     )
 
 
