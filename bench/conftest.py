@@ -8,7 +8,7 @@ implementation, one a block, to pytest-benchmark's statistics.
 
 import pytest
 
-from fastconv.benchmark import implementations, machine, suite
+from fastconv.benchmark import implementations, jobs, machine, suite
 
 INFO = (
     "kernel", "isa", "version", "problem", "column", "layout", "dtype", "phase", "gflops", "flops", "bytes", "intensity",
@@ -19,25 +19,25 @@ INFO = (
 def pytest_addoption(parser):
     options = parser.getgroup("fastconv")
     several = {"action": "append", "default": [], "metavar": "NAME"}
-    options.addoption("--section", **several, help=f"of {', '.join(suite.SECTIONS)}; forward by default")
+    options.addoption("--section", **several, help=f"of {', '.join(jobs.SECTIONS)}; forward by default")
     options.addoption(
         "--impl", **several, help="only these implementations (wildcards, or a part of the name)"
     )
     options.addoption("--peers", **several, help="only these peers beside ours; 'none' for none")
     options.addoption("--threads", **several, help="numbers of threads, such as 1,2; 1 by default")
-    options.addoption("--dtype", default="float32", choices=suite.DTYPES)
+    options.addoption("--dtype", default="float32", choices=jobs.DTYPES)
     options.addoption("--layout", choices=("NCHW", "NHWC"), help="only implementations of this layout")
 
 
 def pytest_configure(config):
     names = split(config.getoption("--section")) or ["forward"]
-    unknown = set(names) - set(suite.SECTIONS)
+    unknown = set(names) - set(jobs.SECTIONS)
     if unknown:
-        raise pytest.UsageError(f"--section must be of {', '.join(suite.SECTIONS)}, got {', '.join(unknown)}")
+        raise pytest.UsageError(f"--section must be of {', '.join(jobs.SECTIONS)}, got {', '.join(unknown)}")
     threads = [int(count) for count in split(config.getoption("--threads"))] or [1]
     if not 1 <= min(threads) <= max(threads) <= suite.usable_threads():
         raise pytest.UsageError(f"--threads must be from 1 to {suite.usable_threads()} here, got {threads}")
-    config.bench = suite.Settings(
+    config.bench = jobs.Settings(
         sections=names,
         threads=threads,
         implementations=split(config.getoption("--impl")),
@@ -54,7 +54,7 @@ def split(values):
 def pytest_generate_tests(metafunc):
     section = metafunc.function.__name__.removeprefix("test_").replace("_", "-")
     settings = metafunc.config.bench
-    found = [job for job in suite.jobs(settings) if job["section"] == section]
+    found = [job for job in jobs.jobs_of(settings) if job["section"] == section]
     found = [job for job in found if job["kind"] != "imports" and not job["again"]]
     pairs = [(job, name) for job in found for name in job["implementations"]]
     metafunc.parametrize("job, implementation", pairs, ids=[test_id(job, name) for job, name in pairs])

@@ -8,7 +8,7 @@ that runs many times.
 # The folder first: importing it later would set the name `backends` to it, over the function.
 from . import backends as _backends  # noqa: F401
 from . import grad as grad
-from .config import set_default_backend, threads, use_backend
+from .config import accuracy, set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
 from .explain import Explanation, explain, show_config
 from .functional import (
@@ -40,6 +40,7 @@ __all__ = [
     "Problem",
     "ShapeError",
     "UnsupportedError",
+    "accuracy",
     "backends",
     "conv1d",
     "conv2d",

@@ -81,7 +81,8 @@ def find_call(
         kinds = repr(options)
     try:
         key = (
-            op, input.shape, input.dtype, weight.shape, weight.dtype, options, kinds, request, config.max_isa(), registry.generation,
+            op, input.shape, input.dtype, weight.shape, weight.dtype, options, kinds, request, config.max_isa(),
+            config.requested_accuracy(), registry.generation,
             None if bias is None else (bias.shape, bias.dtype),
             None if offset is None else (offset.shape, offset.dtype),
             None if mask is None else (mask.shape, mask.dtype),
@@ -142,6 +143,8 @@ def create_problem(
     """Return the problem that arrays and options by name describe."""
     ndim = parse_op(op)[1]
     channels_last = named["layout"] == "NHWC"
+    if named["accuracy"] is None:
+        named = {**named, "accuracy": config.requested_accuracy()}
     weight, bias = operands["weight"], operands.get("bias")
     shapes = {
         f"{name}_shape": _channels_first(name, operands[name], unbatched, ndim, channels_last)

@@ -142,6 +142,7 @@ def _check_environment() -> None:
         config.environment_backend()
         config.environment_threads()
         config.environment_isa()
+        config.environment_accuracy()
         config.environment_log()
     except ValueError as error:
         raise UsageError(str(error)) from None

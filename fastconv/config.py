@@ -15,8 +15,9 @@ from typing import Any
 from .errors import BackendError
 from .problem import as_int
 
-__all__ = ["set_default_backend", "threads", "use_backend"]
+__all__ = ["accuracy", "set_default_backend", "threads", "use_backend"]
 
+ACCURACIES = ("default", "high")
 ISAS = ("baseline", "avx2", "avx512")
 LOG_LEVELS = {"off": None, "choices": "INFO", "refusals": "DEBUG"}
 
@@ -29,6 +30,7 @@ Request = str | tuple[str, ...] | None
 _backend: ContextVar[Request] = ContextVar("fastconv_backend", default=None)
 _threads: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
 _isa: ContextVar[str | None] = ContextVar("fastconv_isa", default=None)
+_accuracy: ContextVar[str | None] = ContextVar("fastconv_accuracy", default=None)
 _default_backend: Request = None
 
 
@@ -133,6 +135,35 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
+def accuracy(level: str) -> Iterator[None]:
+    """Hold the calls inside the block to an accuracy.
+
+    Parameters
+    ----------
+    level : {"default", "high"}
+        What ``accuracy=`` is for a call that does not give it: ``"high"`` keeps to kernels with max|err|/max|ref|
+        within 1e-6 in float32, ``"default"`` within 4e-6. Outside of all blocks ``FASTCONV_ACCURACY`` counts.
+
+    Raises
+    ------
+    ValueError
+        If there is no such level.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> with fastconv.accuracy("high"):
+    ...     fastconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 2)))
+    array([[[2., 2., 2.]]])
+    """
+    token = _accuracy.set(_checked("level", level, ACCURACIES))
+    try:
+        yield
+    finally:
+        _accuracy.reset(token)
+
+
+@contextmanager
 def limit_isa(isa: str) -> Iterator[None]:
     """Build the kernels asked for inside the block for an instruction set no newer than `isa`."""
     token = _isa.set(_checked("isa", isa, ISAS))
@@ -172,6 +203,11 @@ def max_isa() -> str | None:
     return _isa.get() or environment_isa()
 
 
+def requested_accuracy() -> str:
+    """Return the accuracy asked for outside the call."""
+    return _accuracy.get() or environment_accuracy()
+
+
 def best_isa(usable: Sequence[str]) -> str:
     """Return the newest of the instruction sets of this machine that kernels may use."""
     limit = max_isa() or ISAS[-1]
@@ -207,6 +243,12 @@ def environment_threads() -> int:
 def environment_isa() -> str | None:
     text = os.environ.get("FASTCONV_MAX_ISA", "").strip()
     return _checked("environment variable FASTCONV_MAX_ISA", text, ISAS) if text else None
+
+
+@cache
+def environment_accuracy() -> str:
+    text = os.environ.get("FASTCONV_ACCURACY", "").strip() or "default"
+    return _checked("environment variable FASTCONV_ACCURACY", text, ACCURACIES)
 
 
 @cache

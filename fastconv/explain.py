@@ -185,6 +185,7 @@ def config_text() -> str:
         f"instruction set: {_isa()}",
         f"threads: {config.thread_count()}",
         f"backend: {'automatic' if request is None else request} ({source})",
+        f"accuracy: {config.requested_accuracy()}",
         f"log: {config.environment_log()}",
         "backends:",
         *(f"  {status}" for status in registry.backends()),

@@ -29,6 +29,7 @@ Ints = int | Sequence[int]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]] | str
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular", "symmetric"]
 Layout = Literal["NCHW", "NHWC"]
+Accuracy = Literal["default", "high"] | None
 Activation = Literal["none", "relu", "relu6", "silu", "gelu", "hardswish"] | Callable[[float], float] | None
 BackendName = str | Sequence[str] | None
 
@@ -69,7 +70,7 @@ def conv1d(
     padding_mode: PaddingMode = "zeros",
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -99,7 +100,7 @@ def conv1d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -149,7 +150,7 @@ def conv2d(
     padding_mode: PaddingMode = "zeros",
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -179,7 +180,7 @@ def conv2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -234,7 +235,7 @@ def conv3d(
     padding_mode: PaddingMode = "zeros",
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -264,7 +265,7 @@ def conv3d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -316,7 +317,7 @@ def conv_transpose1d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -350,7 +351,7 @@ def conv_transpose1d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -414,7 +415,7 @@ def conv_transpose2d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -448,7 +449,7 @@ def conv_transpose2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -514,7 +515,7 @@ def conv_transpose3d(
     output_size: Ints | None = None,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -548,7 +549,7 @@ def conv_transpose3d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -610,7 +611,7 @@ def deform_conv1d(
     *,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -645,7 +646,7 @@ def deform_conv1d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -699,7 +700,7 @@ def deform_conv2d(
     *,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -735,7 +736,7 @@ def deform_conv2d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.
@@ -792,7 +793,7 @@ def deform_conv3d(
     *,
     layout: Layout = "NCHW",
     activation: Activation = None,
-    accuracy: Literal["high"] | None = None,
+    accuracy: Accuracy = None,
     out: np.ndarray | None = None,
     backend: BackendName = None,
     num_threads: int | None = None,
@@ -828,7 +829,7 @@ def deform_conv3d(
     activation : str or callable, optional
         Applied to the result: ``"relu"``, ``"relu6"``, ``"silu"``, ``"gelu"`` (exact form) or
         ``"hardswish"``; or a function of one number that numba can compile (numba backend).
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         ``"high"`` keeps to kernels with max|err|/max|ref| within 1e-6 in float32; otherwise 4e-6.
     out : numpy.ndarray, optional
         Array of the result's shape and type to write to; must not overlap an input.

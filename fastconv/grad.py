@@ -25,12 +25,10 @@ another (``"deform_conv2d_grad"``). A backend asked for by name runs all of them
 is a plain sum. Results are the same bits for any number of threads.
 """
 
-from typing import Literal
-
 from numpy.typing import ArrayLike
 
 from .call import OPTIONS, as_arrays
-from .functional import BackendName, Ints, Layout, Padding, PaddingMode
+from .functional import Accuracy, BackendName, Ints, Layout, Padding, PaddingMode
 from .gradcall import ConvGrads, DeformGrads, as_wrt, find_grad_call
 
 __all__ = [
@@ -47,7 +45,6 @@ __all__ = [
     "deform_conv3d",
 ]
 
-Accuracy = Literal["high"] | None
 Wrt = str | tuple[str, ...] | list[str]
 
 
@@ -120,7 +117,7 @@ def conv1d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -186,7 +183,7 @@ def conv2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -256,7 +253,7 @@ def conv3d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -324,7 +321,7 @@ def conv_transpose1d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -392,7 +389,7 @@ def conv_transpose2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -463,7 +460,7 @@ def conv_transpose3d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -536,7 +533,7 @@ def deform_conv1d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -607,7 +604,7 @@ def deform_conv2d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns
@@ -681,7 +678,7 @@ def deform_conv3d(
         The backend to run on: a name is strict, a sequence is tried in order. See :func:`fastconv.use_backend`.
     num_threads : int, optional
         Upper limit of threads. Results are the same bits for any number.
-    accuracy : {"high"}, optional
+    accuracy : {"default", "high"}, optional
         As for the function.
 
     Returns

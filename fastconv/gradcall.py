@@ -71,7 +71,16 @@ def find_grad_call(
         request, source = config.as_request(backend), "backend="
     forms = tuple((name, array.shape, array.dtype) for name, array in operands.items() if array is not None)
     # Their text, because 1.0 and 1 are equal keys, but only one of them is a stride.
-    key = (op, forms, repr(options), wrt, request, config.max_isa(), registry.generation)
+    key = (
+        op,
+        forms,
+        repr(options),
+        wrt,
+        request,
+        config.max_isa(),
+        config.requested_accuracy(),
+        registry.generation,
+    )
     call = _calls.get(key)
     if call is None:
         call = prepare_grad(op, operands, options, wrt, request, source)

@@ -42,7 +42,7 @@ GRAD_OPS = WEIGHT_GRAD + DEFORM_GRAD
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish")
 LAYOUTS = ("NCHW", "NHWC")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
-ACCURACIES = (None, "high")
+ACCURACIES = (None, "default", "high")
 
 # Offsets inside an array are computed in signed 64-bit integers, in bytes; so are products of two steps.
 MAX_BYTES = 2**63 - 1
@@ -292,7 +292,7 @@ class Problem:
             layout=layout,
             activation=as_activation(activation),
             dtype=np.dtype(dtype),
-            accuracy=as_choice("accuracy", accuracy, ACCURACIES),
+            accuracy="high" if as_choice("accuracy", accuracy, ACCURACIES) == "high" else None,
             prepared=prepared,
         )
         if bias_shape is not None and tuple(bias_shape) != (out_channels,):

@@ -283,7 +283,7 @@ OPTIONS = [
     *table("layout", OPS, ValueError, "layout|'NCHW'|'NHWC'", ("nchw", "NCL", "", None, 1, ["NCHW"])),
     *table("activation", OPS, ValueError, "activation|relu6|hardswish", ("Relu", "", "tanh")),
     *table("activation", OPS, TypeError, "activation|relu6|function", (1, ["relu"], b"relu", True)),
-    *table("accuracy", OPS, ValueError, "accuracy|'high'", ("low", "", 1e-6, True, ["high"])),
+    *table("accuracy", OPS, ValueError, "accuracy|'default'|'high'", ("low", "", 1e-6, True, ["high"])),
     *table("num_threads", OPS, ValueError, "num_threads|at least 1", (0, -1, -(2**70))),
     *table("num_threads", OPS, TypeError, "num_threads|integer", (1.0, "2", [2], np.ones(2))),
     *table(
@@ -760,6 +760,7 @@ WRONG_VALUES = {
         "1 2": "'1 2'|integer",
     },
     "FASTCONV_MAX_ISA": {"sse9": "'sse9'|baseline|avx2|avx512", "AVX2": "'AVX2'|baseline|avx2|avx512"},
+    "FASTCONV_ACCURACY": {"highest": "'highest'|default|high"},
     "FASTCONV_LOG": {"debug": "'debug'|off|choices|refusals", "1": "'1'|off|choices|refusals"},
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 import fastconv
 from fastconv import cli
-from fastconv.benchmark import implementations, measure, sections, suite, worker, workloads
+from fastconv.benchmark import implementations, jobs, measure, sections, suite, worker, workloads
 from fastconv.benchmark.case import Case, Refused, Runner, check
 from fastconv.benchmark.implementations import Implementation
 from fastconv.benchmark.workloads import Workload, inbounds_flops
@@ -148,6 +148,13 @@ class TestClock:
         runs = "".join(name for name, _ in itertools.groupby(order))
         assert "abcbca" in runs  # the first and the second round
 
+    def test_copies_take_turns(self):
+        clock = Clock()
+        calls = {"a": (clock.work(0.003), clock.work(0.002)), "b": clock.work(0.002)}
+        times = measure.interleave(calls, rounds=5, gap=0, clock=clock)
+        assert times["a"].minima == pytest.approx([0.003, 0.002, 0.003, 0.002, 0.003])
+        assert times["a"].minimum == pytest.approx(times["b"].minimum)
+
     def test_short_calls_are_timed_several_at_once(self):
         clock, count = Clock(), itertools.count()
         work = clock.work(1e-6)
@@ -215,7 +222,7 @@ class TestCompare:
             clock.now += seconds * (1 + 0.02 * rng.random())
 
         times = measure.interleave({"ours": call, "control": call}, rounds=7, gap=0, clock=clock)
-        row = suite._imports_row("ours", "fastconv", suite._job(suite.Settings(), 1, "forward", SMALL))
+        row = suite._imports_row("ours", "fastconv", jobs.make_job(jobs.Settings(), 1, "forward", SMALL))
         ratio = times["control"].minimum / times["ours"].minimum
         written = {
             "noise": {
@@ -252,7 +259,7 @@ class TestRefusals:
     def layers(self, monkeypatch, *entries):
         monkeypatch.setattr(implementations, "catalogue", lambda: list(entries))
         names = [entry.name for entry in entries]
-        job = suite._job(suite.Settings(rounds=1), 1, "forward", SMALL, implementations=names, block=1e-4)
+        job = jobs.make_job(jobs.Settings(rounds=1), 1, "forward", SMALL, implementations=names, block=1e-4)
         return {answer["row"]["implementation"]: answer["row"] for answer in sections.layers(job)}
 
     @pytest.mark.parametrize(
@@ -395,7 +402,7 @@ class TestWorker:
     def test_one_that_dies_is_told(self):
         crew = suite.Crew()
         try:
-            job = suite._job(suite.Settings(), 1, "forward", SMALL, kind="nothing")
+            job = jobs.make_job(jobs.Settings(), 1, "forward", SMALL, kind="nothing")
             crew.run(job)
             crew._worker._process.kill()
             (answer,) = crew.run(job)
@@ -408,6 +415,23 @@ class TestWorker:
 def test_gradients_take_twice_the_operations():
     assert Case(SMALL, backward=True).flops == 2 * Case(SMALL).flops
     assert Case(SMALL, backward=True).bytes > Case(SMALL).bytes
+
+
+def test_a_displaced_case_is_the_same_case_elsewhere_in_a_page():
+    case = Case(SMALL, backward=True)
+    other = case.displaced()
+    assert other.grad_output.ctypes.data % 4096 == 2064
+    for name, array in case.operands.items():
+        assert np.array_equal(other.operands[name], array)
+        assert other.operands[name].ctypes.data % 4096 == 2064
+        assert not np.shares_memory(other.operands[name], array)
+
+
+def test_rows_of_gradients_name_their_kernels():
+    entry = next(e for e in implementations.catalogue() if e.name == "cython.grad")
+    kernel = entry.build(Case(SMALL, backward=True), 1).kernel
+    assert kernel.startswith("conv_transpose_")
+    assert "grad" in kernel.split(" + ")[1]
 
 
 def test_the_reference_covers_the_first_and_the_last_image():

@@ -272,6 +272,22 @@ def test_a_disturbed_time_is_not_claimed(results):
     assert not verdicts(compare.compare(results, after))
 
 
+def test_a_run_disturbed_throughout_is_no_comparison(results, tmp_path, capsys):
+    after = copy.deepcopy(results)
+    for r in after["results"]:
+        r["disturbed"] = True
+    assert run_compare(results, after, tmp_path) == 2
+    assert "quieter machine" in capsys.readouterr().err
+
+
+def test_a_slower_copy_is_no_noise(results):
+    after = slowed(results, 1.2, workload="plain", implementation="cython.plan")
+    for r in after["results"]:  # every second block has its arrays elsewhere
+        if r["seconds_min"]:
+            r["samples"] = [r["seconds_min"] * slower for slower in (1, 1.3, 1.01, 1.3, 1.01, 1.3, 1.02)]
+    assert ("plain", "cython.plan", "slower") in verdicts(compare.compare(results, after))
+
+
 def test_a_layer_no_longer_taken_fails(results, tmp_path, capsys):
     after = copy.deepcopy(results)
     after["results"][0] |= {"seconds_min": None, "samples": [], "refused": "no kernel"}

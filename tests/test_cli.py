@@ -162,6 +162,7 @@ class TestArguments:
         ("FASTCONV_BACKEND", "nonesuch", "known are"),
         ("FASTCONV_NUM_THREADS", "many", "an integer of at least 1"),
         ("FASTCONV_MAX_ISA", "sse9", "baseline, avx2, avx512"),
+        ("FASTCONV_ACCURACY", "low", "default, high"),
         ("FASTCONV_LOG", "loud", "off, choices, refusals"),
     ],
 )

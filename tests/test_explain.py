@@ -219,14 +219,51 @@ def test_show_config_tells_the_environment():
         FASTCONV_NUM_THREADS="3",
         FASTCONV_LOG="choices",
         FASTCONV_MAX_ISA="baseline",
+        FASTCONV_ACCURACY="high",
     )
     for needle in (
         "backend: numpy (FASTCONV_BACKEND)",
         "threads: 3",
         "log: choices",
         "instruction set: baseline",
+        "accuracy: high",
     ):
         assert needle in text
+
+
+class TestAccuracy:
+    """Of the call, of the innermost block, of the environment: the narrower counts."""
+
+    SHAPES = ((1, 64, 56, 56), (64, 64, 3, 3))  # the default is Winograd with six points
+
+    def kernel(self, **accuracy):
+        return fastconv.explain("conv2d", *self.SHAPES, padding=1, **accuracy).kernel
+
+    def test_a_block_counts_where_the_call_says_nothing(self):
+        usual, high = self.kernel(accuracy="default"), self.kernel(accuracy="high")
+        assert usual != high
+        assert self.kernel() == usual
+        with fastconv.accuracy("high"):
+            assert self.kernel() == high
+            assert self.kernel(accuracy="default") == usual
+            with fastconv.accuracy("default"):
+                assert self.kernel() == usual
+            assert self.kernel() == high
+        assert self.kernel() == usual
+
+    def test_a_remembered_call_is_not_taken_for_another_accuracy(self):
+        rng = np.random.default_rng(0)
+        x, w = (rng.standard_normal(shape, np.float32) for shape in self.SHAPES)
+        usual = fastconv.conv2d(x, w, padding=1)
+        with fastconv.accuracy("high"):
+            high = fastconv.conv2d(x, w, padding=1)
+        assert np.array_equal(high, fastconv.conv2d(x, w, padding=1, accuracy="high"))
+        assert np.array_equal(usual, fastconv.conv2d(x, w, padding=1, accuracy="default"))
+        assert not np.array_equal(usual, high)
+
+    def test_an_unknown_level_is_refused(self):
+        with pytest.raises(ValueError, match="level must be one of default, high, got 'low'"):
+            fastconv.accuracy("low").__enter__()
 
 
 class TestLog:

@@ -34,7 +34,8 @@ assert not logging.getLogger().handlers
 
 def test_environment_is_not_read_at_import():
     wrong = dict.fromkeys(
-        ("FASTCONV_BACKEND", "FASTCONV_NUM_THREADS", "FASTCONV_MAX_ISA", "FASTCONV_LOG"), "nonsense"
+        ("FASTCONV_BACKEND", "FASTCONV_NUM_THREADS", "FASTCONV_MAX_ISA", "FASTCONV_ACCURACY", "FASTCONV_LOG"),
+        "nonsense",
     )
     python("import fastconv", **wrong)
 

@@ -1,5 +1,6 @@
 """What an implementation is given to do, and what it is held to."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,10 @@ OWN_TOLERANCE = {"float32": 4e-6, "float64": 1e-13}
 PEER_TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 # The gradients of weights are sums over all pixels of all images.
 OWN_GRADIENT_TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+# Arrays begin where NumPy's do in a line, behind 16 bytes, but in the middle of a page and not at its begin.
+PAGE_BYTES = 4096
+DISPLACEMENT = 2048 + 16
 
 
 class Refused(Exception):
@@ -97,6 +102,14 @@ class Case:
         noise = np.random.default_rng(1).standard_normal(self.problem.output_shape)
         return noise.astype(self.dtype)
 
+    def displaced(self) -> "Case":
+        """Return the same case with arrays elsewhere, also within a page."""
+        other = copy.copy(self)
+        other.operands = {name: _elsewhere(array) for name, array in self.operands.items()}
+        if self.backward:
+            other.grad_output = _elsewhere(self.grad_output)
+        return other
+
     @property
     def flops(self) -> int:
         """Operations that fall on the image; each of the two gradients takes as many as the output."""
@@ -170,3 +183,11 @@ def check(case: Case, arrays: list[np.ndarray], *, own: bool) -> float:
             f"wrong: max|error|/max|result| is {worst:.2g}, allowed are {tolerances[case.dtype]:.0e}"
         )
     return worst
+
+
+def _elsewhere(array: np.ndarray) -> np.ndarray:
+    room = np.empty(array.nbytes + PAGE_BYTES, np.uint8)
+    begin = (DISPLACEMENT - room.ctypes.data) % PAGE_BYTES
+    found = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import measure, suite
+from . import jobs, measure, suite
 
 __all__ = ["run", "settings_of"]
 
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> bool:
         If the results cannot be written; found out before anything is measured.
     """
     settings = settings_of(arguments)
-    if not suite.jobs(settings):
+    if not jobs.jobs_of(settings):
         raise ValueError("nothing to time: no layer or no implementation has such a name")
     from . import report
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> bool:
     return _summary(results, folder)
 
 
-def settings_of(arguments: argparse.Namespace) -> suite.Settings:
+def settings_of(arguments: argparse.Namespace) -> jobs.Settings:
     """Return what the arguments ask for.
 
     Examples
@@ -48,10 +48,10 @@ def settings_of(arguments: argparse.Namespace) -> suite.Settings:
     >>> settings_of(_parser().parse_args(["bench", "--section", "forward,overhead", "--threads", "1"])).sections
     ['forward', 'overhead']
     """
-    sections = _split(arguments.section) or list(suite.SECTIONS)
+    sections = _split(arguments.section) or list(jobs.SECTIONS)
     for name in sections:
-        if name not in suite.SECTIONS:
-            raise ValueError(f"--section must be of {', '.join(suite.SECTIONS)}, got {name}")
+        if name not in jobs.SECTIONS:
+            raise ValueError(f"--section must be of {', '.join(jobs.SECTIONS)}, got {name}")
     most = suite.usable_threads()
     texts = _split(arguments.threads) or sorted({"1", str(most)})
     for text in texts:
@@ -64,7 +64,7 @@ def settings_of(arguments: argparse.Namespace) -> suite.Settings:
         raise ValueError(f"--rounds must be at least 1, got {rounds}")
     if arguments.quick:
         sections = [name for name in sections if name != "scaling" or arguments.section]
-    return suite.Settings(
+    return jobs.Settings(
         sections=sections,
         threads=[int(text) for text in texts],
         implementations=_split(arguments.impl),

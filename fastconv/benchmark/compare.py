@@ -51,9 +51,13 @@ class Change:
         return self.after["seconds_min"] / self.before["seconds_min"]
 
     @property
+    def disturbed(self) -> bool:
+        return self.before["disturbed"] or self.after["disturbed"]
+
+    @property
     def verdict(self) -> str:
         """``"slower"`` or ``"faster"`` beyond the noise, or ``"same"``."""
-        if self.before["disturbed"] or self.after["disturbed"]:
+        if self.disturbed:
             return SAME
         if self.ratio > self.noise:
             return SLOWER
@@ -71,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        1 if something of ours got slower beyond the noise, or is no longer taken; 2 if the files cannot be compared.
+        1 if something of ours got slower beyond the noise, or is no longer taken; 2 if the files cannot be compared, or
+        more than half of our times were disturbed.
     """
     parser = argparse.ArgumentParser(prog="compare", description="Compare two results of the benchmark.")
     parser.add_argument("before", type=Path, metavar="BEFORE.json")
@@ -85,6 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     lost = _lost(before, after)
     _print(before, after, changes, lost)
+    ours = [change for change in changes if _is_ours(change.after)]
+    if 2 * sum(change.disturbed for change in ours) > len(ours):
+        print(
+            "compare: more than half of our times were disturbed; measure on a quieter machine",
+            file=sys.stderr,
+        )
+        return 2
     worse = [change for change in changes if change.verdict == SLOWER and _is_ours(change.after)]
     return 1 if worse or lost else 0
 
@@ -153,9 +165,12 @@ def _control(controls: Mapping[int, float], threads: int) -> float:
 
 
 def _spread(row: Row) -> float:
-    """Return how far a middling block lies above the best one, as a logarithm."""
-    samples = row.get("samples") or [row["seconds_min"]]
-    return math.log(statistics.median(samples) / min(samples))
+    """Return how far a middling block lies above the best one, as a logarithm.
+
+    In the middle of the better half: copies with arrays elsewhere take turns, and one may be the slower.
+    """
+    samples = sorted(row.get("samples") or [row["seconds_min"]])
+    return math.log(samples[(len(samples) + 1) // 4] / samples[0])
 
 
 def _moves(pairs: Sequence[tuple[Row, Row]]) -> dict[tuple, list[float]]:
@@ -230,7 +245,7 @@ def _print(
         ours = sum(_is_ours(change.after) for change in of)
         console.print(f"{ours} of our times {verdict} beyond the noise, {len(of) - ours} of the peers'")
     alone = len({_key(r) for r in before["results"]} ^ {_key(r) for r in after["results"]})
-    disturbed = sum(change.before["disturbed"] or change.after["disturbed"] for change in changes)
+    disturbed = sum(change.disturbed for change in changes)
     console.print(
         f"{len(changes) - len(shown)} times within it, {disturbed} of them disturbed; {alone} in one run only"
     )

@@ -5,17 +5,23 @@ about 28 ms before the next one's turn. Between blocks there is idleness until t
 have gone to sleep, because waiting they would slow the next (OpenMP's spin for 8 ms, ONNX Runtime's for 45 ms); the
 order is rotated from round to round. After each round it is asked whether others had the cores meanwhile, or share
 them now (see `QuietCheck`); if so, the round is repeated.
+
+Where the arrays of an implementation lie can move its time by a quarter: lines that share a place in a cache, loads
+that wait for stores a multiple of 4096 bytes away. So an implementation may come in several copies with arrays of
+their own, which take turns from round to round; its minimum is that of the luckier one.
 """
 
 import os
 import statistics
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 __all__ = ["QuietCheck", "Samples", "interleave"]
+
+Call = Callable[[], Any]
 
 BLOCK_SECONDS = 0.028
 GAP_SECONDS = 0.005  # longer than the tick after which the system knows what a running thread has used
@@ -60,7 +66,7 @@ class Samples:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], Any]],
+    calls: Mapping[str, Call | Sequence[Call]],
     *,
     rounds: int = ROUNDS,
     block: float = BLOCK_SECONDS,
@@ -72,7 +78,8 @@ def interleave(
 
     Parameters
     ----------
-    calls : mapping of str to callable
+    calls : mapping of str to callable, or to several
+        Several do the same with arrays in different places, and take turns from round to round.
     rounds : int
         How many blocks each gets; fewer where one call takes longer than a third of a second.
     block, gap : float
@@ -96,7 +103,8 @@ def interleave(
     """
     is_quiet = is_quiet or _always
     names = list(calls)
-    repeats = {name: _repeats(calls[name], clock) for name in names}
+    copies = {name: (call,) if callable(call) else tuple(call) for name, call in calls.items()}
+    repeats = {name: _repeats(copies[name], clock) for name in names}
     kept: list[tuple[bool, dict[str, tuple[float, float]]]] = []
     _settle(gap)
     is_quiet()
@@ -111,7 +119,7 @@ def interleave(
             if seconds > SLOW_SECONDS and turn >= LEAST_ROUNDS:
                 continue
             _settle(gap)
-            measured[name] = _block(calls[name], count, block, clock)
+            measured[name] = _block(copies[name][turn % len(copies[name])], count, block, clock)
         _settle(gap)
         kept.append((is_quiet(), measured))
     return {name: _gather(name, kept) for name in names}
@@ -136,22 +144,20 @@ def _gather(name: str, kept: list[tuple[bool, dict[str, tuple[float, float]]]]) 
     return Samples([least for least, _ in blocks], [middle for _, middle in blocks], disturbed)
 
 
-def _repeats(call: Callable[[], Any], clock: Callable[[], float]) -> tuple[int, float]:
+def _repeats(copies: Sequence[Call], clock: Callable[[], float]) -> tuple[int, float]:
     """Return how many calls are timed at once, and about how long one takes."""
-    seconds = min(_timed(call, 1, clock) for _ in range(2))
+    seconds = min(_timed(call, 1, clock) for call in copies for _ in range(2))
     return max(1, round(SHORT_SECONDS / max(seconds, 1e-9))), seconds
 
 
-def _timed(call: Callable[[], Any], count: int, clock: Callable[[], float]) -> float:
+def _timed(call: Call, count: int, clock: Callable[[], float]) -> float:
     start = clock()
     for _ in range(count):
         call()
     return (clock() - start) / count
 
 
-def _block(
-    call: Callable[[], Any], count: int, seconds: float, clock: Callable[[], float]
-) -> tuple[float, float]:
+def _block(call: Call, count: int, seconds: float, clock: Callable[[], float]) -> tuple[float, float]:
     """Return minimum and median of the calls of one block."""
     end = clock() + WARM_UP_SHARE * seconds
     call()

@@ -9,6 +9,7 @@ import fastconv
 
 from ... import config
 from ...call import OPERANDS, OPTIONS, Call, find_call
+from ...gradcall import find_grad_call
 from ..case import Case, Runner
 from . import PREPARED, STATELESS, Implementation
 
@@ -53,7 +54,11 @@ def build_gradient(case: Case, threads: int, backend: str, layout: str) -> Runne
         gradients = {name: getattr(found, name) for name in case.wanted}
         return [a if name == "weight" else channels_first(a, layout) for name, a in gradients.items()]
 
-    return Runner(call, arrays, None, _isa())
+    operands = {**dict.fromkeys(OPERANDS), "grad_output": grad_output, **given}
+    ordered = tuple({**OPTIONS, **case.options, "layout": layout}.values())
+    made = find_grad_call(case.workload.op, operands, ordered, case.wanted, backend)
+    kernels = dict.fromkeys(part.kernel.name for part in made.parts.values())
+    return Runner(call, arrays, " + ".join(kernels), _isa())
 
 
 def arranged(array: np.ndarray, layout: str) -> np.ndarray:
