@@ -26,6 +26,7 @@ from .grad_plan import GradPlan, plan_grad
 from .plan import Plan, plan
 from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
+from .separable import plan_separable, separable_conv1d, separable_conv2d, separable_conv3d
 
 __version__ = "0.1.0"
 
@@ -55,7 +56,11 @@ __all__ = [
     "kernels",
     "plan",
     "plan_grad",
+    "plan_separable",
     "register_backend",
+    "separable_conv1d",
+    "separable_conv2d",
+    "separable_conv3d",
     "set_default_backend",
     "show_config",
     "threads",

@@ -20,7 +20,7 @@ __all__ = ["OPTIONS", "Call", "find_call", "prepare"]
 
 OPERANDS = ("input", "weight", "bias", "offset", "mask")
 # Those that a call may leave out.
-OPTIONAL = frozenset({"bias", "offset", "mask"})
+OPTIONAL = frozenset({"bias", "offset", "mask", "depthwise_bias", "pointwise_bias"})
 
 # The options of every operation and what they are if not given, in the one order in which they are passed around.
 OPTIONS = {
@@ -214,6 +214,9 @@ def _channels_first(
 class Call:
     """A problem bound to a kernel and to the form its arrays come in."""
 
+    operands: tuple[str, ...] = OPERANDS
+    constant: tuple[str, ...] = ("weight", "bias")  # what a plan keeps
+
     __slots__ = (
         "affordable",
         "as_is",
@@ -289,7 +292,7 @@ class Call:
             self._check_form(out)
         for array in operands:
             if array is not None and overlaps(out, array):
-                name = OPERANDS[[array is operand for operand in operands].index(True)]
+                name = self.operands[[array is operand for operand in operands].index(True)]
                 raise ValueError(f"out (shape {out.shape}) overlaps {name} (shape {array.shape}) in memory")
         if usual:
             return out

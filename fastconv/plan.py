@@ -127,7 +127,7 @@ def plan(
         dtype=dtype,
         fresh=True,
     )
-    return Plan(call, weight, bias, None if num_threads is None else config.as_thread_count(num_threads))
+    return Plan(call, (weight, bias), None if num_threads is None else config.as_thread_count(num_threads))
 
 
 def as_shape(value: Any) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ def deformable_operands(
 
 
 class Plan:
-    """A convolution bound to its kernel, packed weights and scratch; made by :func:`plan`.
+    """A convolution bound to its kernel, packed weights and scratch; made by :func:`plan` or :func:`plan_separable`.
 
     Attributes
     ----------
@@ -178,7 +178,7 @@ class Plan:
     True
     """
 
-    def __init__(self, call: Call, weight: np.ndarray, bias: np.ndarray | None, num_threads: int | None):
+    def __init__(self, call: Call, constant: Sequence[np.ndarray | None], num_threads: int | None):
         self.problem: Problem = call.problem
         self.kernel = call.kernel
         self.dtype = call.result_dtype
@@ -187,11 +187,13 @@ class Plan:
         self._num_threads = num_threads
         self._call = call
         self._deformable = self.problem.variant == "deform_conv"
-        self._weight: np.ndarray | None = np.array(weight, self.problem.dtype, order="C")
-        self._bias = None if bias is None else np.array(bias, self.problem.dtype, order="C")
+        kept = [
+            None if array is None else np.array(array, self.problem.dtype, order="C") for array in constant
+        ]
         if self.problem.batch and hasattr(call.executable, "bind"):
-            call.executable = call.executable.bind(self._weight, self._bias)
-            self._weight = self._bias = None  # packed: no second copy is kept
+            call.executable = call.executable.bind(*kept)
+            kept = [None] * len(kept)  # packed: no second copy is kept
+        self._weight, self._bias, *self._pointwise = kept
 
     def __call__(
         self,
@@ -227,6 +229,8 @@ class Plan:
             self._check("input", input, self.input_shape)
         if self._deformable or offset is not None or mask is not None:
             offset, mask = self._check_deformable(offset, mask)
+        elif self._pointwise:
+            offset, mask = self._pointwise
         return call(
             input,
             self._weight,

@@ -8,6 +8,7 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+separable_conv_bands       depthwise and pointwise in turn on bands of rows, what is between them in cache
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
@@ -20,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from .. import config
-from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, WEIGHT_GRAD, Problem
+from ..problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, SEPARABLE, WEIGHT_GRAD, Problem
 from ..registry import Kernel, Refusal
+from ..separable_problem import SeparableProblem
 from .deform import lower_deform
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_plane_grad
 from .program import Engines, round_up
+from .separable import lower_separable, refuse_separable
 from .weight_grad import lower_weight_grad
 from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 
@@ -48,7 +51,7 @@ LANES = 16
 # In float32 4e-6, about what the direct kernels of other libraries have.
 WINOGRAD_TOLERANCE = 32.0
 
-Lower = Callable[[Problem, Engines], Any]
+Lower = Callable[[Any, Engines], Any]
 
 
 def program_kernels(
@@ -83,7 +86,8 @@ def program_kernels(
         def refuse_all(problem: Problem) -> str | None:
             if problem.dtype not in DTYPES:
                 return Refusal.DTYPE
-            if callable(problem.activation) and not functions:
+            activations = problem.activation, getattr(problem, "depthwise_activation", None)
+            if any(map(callable, activations)) and not functions:
                 return Refusal.CALLABLE_ACTIVATION
             return refuse(problem)
 
@@ -112,6 +116,7 @@ def program_kernels(
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    table.append(kernel("separable_conv_bands", SEPARABLE, refuse_separable, cost_separable, lower_separable))
     for name, cost, lower in (
         ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
         ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
@@ -164,6 +169,11 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
 
 def cost_depthwise(problem: Problem) -> float:
     return cost_dense(problem, DEPTHWISE_FLOPS)
+
+
+def cost_separable(problem: SeparableProblem) -> float:
+    depthwise, pointwise = problem.parts()
+    return cost_depthwise(depthwise) + cost_dense(pointwise) - problem.saved_bytes / MEMORY_BYTES
 
 
 def cost_deform(problem: Problem) -> float:

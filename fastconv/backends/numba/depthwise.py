@@ -102,10 +102,18 @@ def sum_band(a, shapes, sums, lines, image, o, band, scratch, c, state):
 
 
 @helper
+def place(a, task):
+    """Return (band, channel, image) of a task."""
+    if a.by_bands:
+        return task // a.channels % a.bands, task % a.channels, task // a.channels // a.bands
+    return task % a.bands, task // a.bands % a.channels, task // a.bands // a.channels
+
+
+@helper
 def read_band(a, task, scratch):
     """The lines of the band of a task: in place if the array reaches far enough, else in a half of scratch."""
-    band, plane = task % a.bands, task // a.bands
-    x = reals(a, a.x) + (plane // a.channels * a.x_image + plane % a.channels * a.x_channel)
+    band, channel, image = place(a, task)
+    x = reals(a, a.x) + (image * a.x_image + channel * a.x_channel)
     first_row, to = band * a.band, scratch + (task & 1) * a.band_size
     if a.direct:
         lines = min(a.h_lines - first_row, a.band_lines)
@@ -134,8 +142,7 @@ def depthwise_planes(a, begin, end, thread):
         if task + 1 < end:
             following = read_band(a, task + 1, scratch)
         if task >= begin:
-            band, plane = task % a.bands, task // a.bands
-            channel, image = plane % a.channels, plane // a.channels
+            band, channel, image = place(a, task)
             for s in range(0, a.sum_count, a.w_sums):
                 for m in range(a.multiplier):
                     o = channel * a.multiplier + m

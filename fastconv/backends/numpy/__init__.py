@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from ...activation import apply
-from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD, Problem
+from ...problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, SEPARABLE, WEIGHT_GRAD, Problem
 from ...registry import Kernel
 from .conv import conv
 from .conv_transpose import conv_transpose
 from .conv_weight_grad import conv_weight_grad
 from .deform_conv import deform_conv
 from .deform_conv_grad import deform_conv_grad
+from .separable_conv import separable_conv
 
 __all__ = ["backend"]
 
@@ -35,6 +36,19 @@ def _build(formula: Callable[..., np.ndarray]) -> Callable:
         return run
 
     return build
+
+
+def _build_separable(problem: Any) -> Callable:
+    def run(output, input, d, a, w, b, threads):
+        (x,) = _formula_arrays(problem, input)
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = separable_conv(problem, x, d, a, w.astype(np.float64))
+            if b is not None:
+                y += b.reshape(-1, *(1,) * problem.ndim)
+            y = apply(problem.activation, y)
+            output[...] = y if problem.layout == "NCHW" else np.moveaxis(y, 1, -1)
+
+    return run
 
 
 def _build_weight_grad(problem: Problem) -> Callable:
@@ -82,6 +96,7 @@ class _Oracle:
         Kernel("conv_direct", "numpy", CONV, _accept, _cost, _build(conv)),
         Kernel("conv_transpose_direct", "numpy", CONV_TRANSPOSE, _accept, _cost, _build(conv_transpose)),
         Kernel("deform_conv_direct", "numpy", DEFORM_CONV, _accept, _cost, _build(deform_conv)),
+        Kernel("separable_conv_direct", "numpy", SEPARABLE, _accept, _cost, _build_separable),
         Kernel("conv_weight_grad_direct", "numpy", WEIGHT_GRAD, _accept, _cost, _build_weight_grad),
         Kernel("deform_conv_grad_direct", "numpy", DEFORM_GRAD, _accept, _cost, _build_deform_grad),
     )
