@@ -51,8 +51,10 @@ def _run(op: str, arguments: dict[str, Any]) -> np.ndarray:
     options = {name: arguments[name] for name in OPTIONS}
     out = arguments["out"]
     call = find_separable_call(op, operands, options, arguments["backend"], out is None)
-    arrays: Any = operands.values()
-    return call(*arrays, out, arguments["num_threads"])
+    x, *others = operands.values()
+    d, a, w, b = others
+    assert x is not None
+    return call(x, d, a, w, b, out, arguments["num_threads"])
 
 
 def separable_operands(arguments: dict[str, Any]) -> dict[str, np.ndarray | None]:

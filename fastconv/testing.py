@@ -568,8 +568,9 @@ def trust(expected: np.ndarray, case: Case | SeparableCase) -> None:
 
 
 def _run(call: Call, operands: dict[str, np.ndarray], num_threads: int = 1) -> np.ndarray:
-    arrays: Any = map(operands.get, call.operands)
-    return call(*arrays, None, num_threads)
+    input, weight, bias, third, fourth = (operands.get(name) for name in call.operands)
+    assert input is not None
+    return call(input, weight, bias, third, fourth, None, num_threads)
 
 
 def _forced(case: Case | SeparableCase, kernel: registry.Kernel, *, prepared: bool = False) -> Call:
