@@ -412,6 +412,12 @@ class TestWorker:
             crew.close()
 
 
+def test_subnormal_inputs_are_timed_with_what_they_have_left_of_accuracy():
+    scaled = Case(Workload.from_dict({**SMALL.as_dict(), "scale": workloads.DENORMAL}))
+    answer = scaled.reference[0][[0, 1, 1]] * (1 + 1e-5)
+    assert check(scaled, [answer], own=True) == pytest.approx(1e-5)
+
+
 def test_gradients_take_twice_the_operations():
     assert Case(SMALL, backward=True).flops == 2 * Case(SMALL).flops
     assert Case(SMALL, backward=True).bytes > Case(SMALL).bytes

@@ -167,7 +167,8 @@ class Case:
 def check(case: Case, arrays: list[np.ndarray], *, own: bool) -> float:
     """Return max|error|/max|result| against float64; raise Refused where it says that the answer is wrong."""
     tolerances = PEER_TOLERANCE
-    if own:
+    # Subnormal inputs have few digits: what the promise of accuracy is about is lost before anything is computed.
+    if own and case.workload.scale >= np.finfo(case.dtype).tiny:
         tolerances = OWN_GRADIENT_TOLERANCE if case.backward else OWN_TOLERANCE
     worst = 0.0
     expected = case.reference

@@ -23,7 +23,7 @@ from .ratios import (
 __all__ = ["write_html"]
 
 Row = Mapping[str, Any]
-COLOURS = 8
+COLOURS = 10
 TILE_TITLES = ("all layers", "mean", "worst", "faster on")
 MEANINGS = {
     "stateless": "A function call against the fastest peer that keeps nothing between calls; channels first.",
