@@ -5,7 +5,7 @@ import pytest
 from helpers import DTYPES, FLOAT32, integers, normals
 
 import fastconv
-from fastconv import ShapeError, UnsupportedError
+from fastconv import ShapeError, UnsupportedError, testing
 
 RNG = np.random.default_rng(5)
 # Several bands of rows, odd sizes, more than one vector of channels.
@@ -59,7 +59,7 @@ def test_rounding(backend, layout):
     exact = separable(
         2, {name: array.astype(np.float64) for name, array in a.items()}, **options, backend="numpy"
     )
-    fastconv.testing.assert_close(separable(2, a, **options, backend=backend), exact, FLOAT32)
+    testing.assert_close(separable(2, a, **options, backend=backend), exact, FLOAT32)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
