@@ -32,6 +32,7 @@ from .grad_plan import GradPlan, plan_grad
 from .plan import Plan, plan
 from .problem import Problem
 from .registry import Backend, BackendStatus, Kernel, backends, kernels, register_backend, unregister_backend
+from .separable import plan_separable, separable_conv1d, separable_conv2d, separable_conv3d
 
 if TYPE_CHECKING:
     from .analysis.cost import cost
@@ -73,8 +74,12 @@ __all__ = [
     "matrix",
     "plan",
     "plan_grad",
+    "plan_separable",
     "receptive_field",
     "register_backend",
+    "separable_conv1d",
+    "separable_conv2d",
+    "separable_conv3d",
     "set_default_backend",
     "show_config",
     "threads",

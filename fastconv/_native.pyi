@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+JOIN: int
 OPERAND_NAMES: tuple[str, ...]
 
 def isas() -> tuple[str, ...]: ...

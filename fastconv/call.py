@@ -20,7 +20,7 @@ __all__ = ["OPTIONS", "Call", "find_call", "options_by_name", "prepare", "requir
 
 OPERANDS = ("input", "weight", "bias", "offset", "mask")
 # Those that a call may leave out.
-OPTIONAL = frozenset({"weight", "bias", "offset", "mask"})
+OPTIONAL = frozenset({"weight", "bias", "offset", "mask", "depthwise_bias", "pointwise_bias"})
 
 # The options of every operation and what they are if not given, in the one order in which they are passed around.
 # The last ones are those of operations without a weight, and may be left off elsewhere.
@@ -231,6 +231,9 @@ def _channels_first(
 class Call:
     """A problem bound to a kernel and to the form its arrays come in."""
 
+    operands: tuple[str, ...] = OPERANDS
+    constant: tuple[str, ...] = ("weight", "bias")  # what a plan keeps
+
     __slots__ = (
         "affordable",
         "as_is",
@@ -306,7 +309,7 @@ class Call:
             self._check_form(out)
         for array in operands:
             if array is not None and overlaps(out, array):
-                name = OPERANDS[[array is operand for operand in operands].index(True)]
+                name = self.operands[[array is operand for operand in operands].index(True)]
                 raise ValueError(f"out (shape {out.shape}) overlaps {name} (shape {array.shape}) in memory")
         if usual:
             return out

@@ -34,6 +34,11 @@ _accuracy: ContextVar[str | None] = ContextVar("fastconv_accuracy", default=None
 _default_backend: Request = None
 
 
+def as_requested(backend: Any) -> tuple[Request, str]:
+    """Return which backend a call asks for by `backend`, or else what was asked for before, and who asks."""
+    return requested_backend() if backend is None else (as_request(backend), "backend=")
+
+
 def as_request(value: Any, source: str = "backend") -> Request:
     """Normalise what a user gave as a backend: None, a name, or a list of names."""
     if value is None or isinstance(value, str):

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import config, registry
 from .call import Call, as_arrays, prepare, stand_in
-from .problem import parse_op
+from .problem import SEPARABLE, parse_op
 
 __all__ = ["Explanation", "describe", "explain", "show_config"]
 
@@ -78,6 +78,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
 
     if isinstance(op, str) and op.startswith("grad."):
         return _explain_grad(op.removeprefix("grad."), args, kwargs)
+    if op in SEPARABLE:
+        return _explain_separable(op, args, kwargs)
     parse_op(op)
     given = inspect.signature(getattr(functional, op)).bind(*args, **kwargs)
     given.apply_defaults()
@@ -94,12 +96,32 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     call = prepare(
         op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None
     )
+    operands = dict(zip(names, (input, weight, bias, offset, mask), strict=True))
+    return _explanation(call, operands, arguments["num_threads"])
+
+
+def _explain_separable(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
+    import inspect
+
+    from . import separable
+
+    given = inspect.signature(getattr(separable, op)).bind(*args, **kwargs)
+    given.apply_defaults()
+    arguments = {name: _shape_or_array(name, value) for name, value in given.arguments.items()}
+    operands = separable.separable_operands(arguments)
+    options = {name: given.arguments[name] for name in separable.OPTIONS}
+    request, source = config.as_requested(arguments["backend"])
+    fresh = arguments["out"] is None
+    call = separable.prepare_separable(op, operands, options, request, source, fresh=fresh)
+    return _explanation(call, operands, arguments["num_threads"])
+
+
+def _explanation(call: Call, operands: dict[str, Any], num_threads: int | None) -> Explanation:
     refusals = _refusals(call)
-    copies = _copies(dict(zip(names, (input, weight, bias, offset, mask), strict=True)), call)
-    text = describe(call, config.thread_count(arguments["num_threads"]), copies)
+    text = describe(call, config.thread_count(num_threads), _copies(operands, call))
     if refusals:
         text += "\nnot taken:\n" + "\n".join(f"  {name}: {reason}" for name, reason in refusals.items())
-    return Explanation(call.kernel.backend, call.kernel.name, source, refusals, text)
+    return Explanation(call.kernel.backend, call.kernel.name, call.source, refusals, text)
 
 
 def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:

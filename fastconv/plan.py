@@ -143,7 +143,7 @@ def plan(
         dtype=dtype,
         fresh=True,
     )
-    return Plan(call, weight, bias, None if num_threads is None else config.as_thread_count(num_threads))
+    return Plan(call, (weight, bias), None if num_threads is None else config.as_thread_count(num_threads))
 
 
 def check_weight(op: str, weight: np.ndarray | None, kernel_size: Any) -> None:
@@ -184,7 +184,7 @@ def deformable_operands(
 
 
 class Plan:
-    """A convolution bound to its kernel, packed weights and scratch; made by :func:`plan`.
+    """A convolution bound to its kernel, packed weights and scratch; made by :func:`plan` or :func:`plan_separable`.
 
     Attributes
     ----------
@@ -204,9 +204,7 @@ class Plan:
     True
     """
 
-    def __init__(
-        self, call: Call, weight: np.ndarray | None, bias: np.ndarray | None, num_threads: int | None
-    ):
+    def __init__(self, call: Call, constant: Sequence[np.ndarray | None], num_threads: int | None):
         self.problem: Problem = call.problem
         self.kernel = call.kernel
         self.dtype = call.result_dtype
@@ -215,11 +213,13 @@ class Plan:
         self._num_threads = num_threads
         self._call = call
         self._deformable = self.problem.offset_groups > 0
-        self._weight = None if weight is None else np.array(weight, self.problem.dtype, order="C")
-        self._bias = None if bias is None else np.array(bias, self.problem.dtype, order="C")
-        if self._weight is not None and self.problem.batch and hasattr(call.executable, "bind"):
-            call.executable = call.executable.bind(self._weight, self._bias)
-            self._weight = self._bias = None  # packed: no second copy is kept
+        kept = [
+            None if array is None else np.array(array, self.problem.dtype, order="C") for array in constant
+        ]
+        if kept[0] is not None and self.problem.batch and hasattr(call.executable, "bind"):
+            call.executable = call.executable.bind(*kept)
+            kept = [None] * len(kept)  # packed: no second copy is kept
+        self._weight, self._bias, *self._pointwise = kept
 
     def __call__(
         self,
@@ -257,6 +257,8 @@ class Plan:
             self._check("input", input, self.input_shape)
         if self._deformable or offset is not None or mask is not None:
             offset, mask = self._check_deformable(offset, mask)
+        elif self._pointwise:
+            offset, mask = self._pointwise
         return call(
             input,
             self._weight,

@@ -28,6 +28,7 @@ __all__ = [
     "LAYOUTS",
     "OPS",
     "PADDING_MODES",
+    "SEPARABLE",
     "WEIGHT_GRAD",
     "Problem",
 ]
@@ -49,6 +50,9 @@ WEIGHT_GRAD = ("conv1d_weight_grad", "conv2d_weight_grad", "conv3d_weight_grad")
 DEFORM_GRAD = ("deform_conv1d_grad", "deform_conv2d_grad", "deform_conv3d_grad")
 DCN_GRAD = ("dcnv3_grad", "dcnv4_grad")
 GRAD_OPS = WEIGHT_GRAD + DEFORM_GRAD + DCN_GRAD
+
+# A depthwise convolution and a pointwise one behind it, in one call.
+SEPARABLE = ("separable_conv1d", "separable_conv2d", "separable_conv3d")
 
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish")
 LAYOUTS = ("NCHW", "NHWC")
@@ -133,14 +137,14 @@ def as_choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
     return value
 
 
-def as_activation(value: Any) -> str | Callable | None:
+def as_activation(value: Any, name: str = "activation") -> str | Callable | None:
     if value is None or value == "none":
         return None
     if isinstance(value, str):
-        return as_choice("activation", value, ("none", *ACTIVATIONS))
+        return as_choice(name, value, ("none", *ACTIVATIONS))
     if callable(value):
         return value
-    raise TypeError(f"activation must be None, one of {', '.join(ACTIVATIONS)}, or a function, got {value!r}")
+    raise TypeError(f"{name} must be None, one of {', '.join(ACTIVATIONS)}, or a function, got {value!r}")
 
 
 def as_padding(value: Any, variant: str, kernel: Ints, stride: Ints, dilation: Ints) -> Pairs:
@@ -274,7 +278,7 @@ class Problem:
         off the shapes when it is None, as the deformable functions do. The last three are for `dcnv3` and `dcnv4`,
         which have no weight.
         """
-        variant, ndim = parse_op(op, FORWARD_OPS + GRAD_OPS)
+        variant, ndim = parse_op(op, FORWARD_OPS + SEPARABLE + GRAD_OPS)
         transposed = variant.endswith("conv_transpose")
         layout = as_choice("layout", layout, LAYOUTS)
         input_shape = tuple(input_shape)
@@ -364,11 +368,11 @@ class Problem:
             raise ShapeError(
                 f"mask must have shape {_laid_out(problem.mask_shape, layout)} {names}, got {_laid_out(tuple(mask_shape), layout)}"
             )
-        _check_addressable("output", problem.output_shape)
+        check_addressable("output", problem.output_shape)
         inner = problem.output_size if transposed else problem.input_size
         padded = tuple(before + size + after for size, (before, after) in zip(inner, pairs, strict=True))
         channels = problem.out_channels if transposed else problem.in_channels
-        _check_addressable(
+        check_addressable(
             f"{'output' if transposed else 'input'} with its padding",
             (batch, channels, *padded),
         )
@@ -468,7 +472,7 @@ def _laid_out(shape: tuple, layout: str) -> tuple:
     return shape if layout == "NCHW" else (shape[0], *shape[2:], shape[1])
 
 
-def _check_addressable(what: str, shape: Ints) -> None:
+def check_addressable(what: str, shape: Ints) -> None:
     needed = math.prod(shape) * np.dtype(np.float64).itemsize  # the oracle's type, whatever the problem's
     if needed > MAX_BYTES:
         raise MemoryError(f"the {what}, {shape}, would need {needed:.3g} bytes, more than can be addressed")
@@ -539,7 +543,7 @@ def _channels(
 def _check_padding_mode(variant: str, mode: str, padding: Pairs, size: Ints) -> None:
     if mode == "zeros":
         return
-    if variant != "conv":
+    if variant not in ("conv", "separable_conv"):
         raise ValueError(f"padding_mode of a {variant.replace('_', ' ')} must be 'zeros', got {mode!r}")
     if mode == "replicate":
         return

@@ -11,6 +11,7 @@ Backends come from this package, from :func:`register_backend`, or from the entr
 unknown name is asked for or backends are listed, numba when one of its kernels is built.
 """
 
+import functools
 import importlib
 import math
 import os
@@ -23,12 +24,15 @@ import numpy as np
 
 from .config import Request, log
 from .errors import BackendError, UnsupportedError
-from .problem import FORWARD_OPS, GRAD_OPS, Problem, parse_op
+from .problem import FORWARD_OPS, GRAD_OPS, SEPARABLE, Problem, parse_op
+from .two_calls import TwoCalls
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 __all__ = ["Backend", "BackendStatus", "Kernel", "Refusal", "backends", "kernels", "register_backend"]
+
+ALL_OPS = FORWARD_OPS + SEPARABLE + GRAD_OPS
 
 ENTRY_POINT_GROUP = "fastconv.backends"
 
@@ -45,6 +49,8 @@ class Refusal:
     UNEVEN_TAPS = "the taps that meet the image are unevenly spaced, or not the same for every output"
     HIGH_ACCURACY = "accuracy='high' was asked for"
     CALLABLE_ACTIVATION = "the activation is a Python function"
+    LONG_ROWS = "a row of pixels between the two parts does not stay in cache"
+    ONLY_PADDING = "no tap of the kernel meets the image"
     DTYPE = "the type is neither float32 nor float64"
     NOT_DETERMINISTIC = "sums come in any order, and FASTCONV_DETERMINISTIC asks for the same bits"
     LARGE_IMAGE = "an image has more than 2**29 pixels"
@@ -60,6 +66,9 @@ class Executable(Protocol):
     Optional attributes: ``bind(weight, bias)`` returns an executable with the weights packed, which ignores
     the weight and bias it is called with; ``scratch_bytes(threads)``, ``copies``, ``tile`` and ``isa`` are
     what :func:`fastconv.explain` prints.
+
+    One for ``separable_convNd`` is called, and bound, with the pointwise weight and bias in the places of `offset`
+    and `mask`; ``problem.parts()`` are the two convolutions. A backend without one runs these one after the other.
 
     A kernel for ``convNd_weight_grad`` is called in the same way, with the gradient of the output in the place
     of `weight`, and fills `output`, which has the weight's shape. One for ``deform_convNd_grad`` is called as
@@ -151,7 +160,7 @@ class BackendStatus:
         return f"{self.name} ({self.origin}): " + (self.reason or f"available, {len(self.ops)} operations")
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A registered backend, loaded when first needed."""
 
@@ -245,9 +254,9 @@ def check_backend_object(backend: Any, name: str | None = None) -> None:
             raise ValueError(
                 f"kernel {kernel.name!r} of backend {backend.name!r} says that it belongs to backend {kernel.backend!r}"
             )
-        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(FORWARD_OPS + GRAD_OPS):
+        if isinstance(kernel.ops, str) or not kernel.ops or set(kernel.ops) - set(ALL_OPS):
             raise ValueError(
-                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(FORWARD_OPS + GRAD_OPS)}, got {kernel.ops!r}"
+                f"ops of kernel {kernel.name!r} must be a tuple of names among {', '.join(ALL_OPS)}, got {kernel.ops!r}"
             )
 
 
@@ -373,9 +382,7 @@ def backends() -> list[BackendStatus]:
 def status(entry: Entry) -> BackendStatus:
     reason = entry.reason()
     ops = {op for kernel in entry.backend.kernels for op in kernel.ops} if entry.backend else set()
-    return BackendStatus(
-        entry.name, entry.origin, reason, tuple(op for op in FORWARD_OPS + GRAD_OPS if op in ops)
-    )
+    return BackendStatus(entry.name, entry.origin, reason, tuple(op for op in ALL_OPS if op in ops))
 
 
 def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel]:
@@ -404,7 +411,7 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
     ['conv_direct']
     """
     if op is not None:
-        parse_op(op, FORWARD_OPS + GRAD_OPS)
+        parse_op(op, ALL_OPS)
     if backend is not None:
         found = find_backend(backend).ready().kernels
     else:
@@ -419,9 +426,34 @@ def kernels(op: str | None = None, *, backend: str | None = None) -> list[Kernel
 
 def verdicts(problem: Problem, entry: Entry) -> list[tuple[Kernel, str | None]]:
     """Return every kernel a backend has for the operation, with its refusal or None."""
-    return [
-        (kernel, _refusal(kernel, problem)) for kernel in entry.ready().kernels if problem.op in kernel.ops
-    ]
+    found = [kernel for kernel in entry.ready().kernels if problem.op in kernel.ops]
+    if problem.op in SEPARABLE and entry.name != ORACLE:
+        found.append(two_calls(entry))
+    return [(kernel, _refusal(kernel, problem)) for kernel in found]
+
+
+@functools.cache
+def two_calls(entry: Entry) -> Kernel:
+    """Return the kernel that runs a separable convolution as two, by a backend's kernels for these."""
+
+    def chosen(problem: Any) -> list[tuple[Problem, Kernel | None]]:
+        return [
+            (part, min(_accepting(part, entry), key=functools.partial(cost, problem=part), default=None))
+            for part in problem.parts()
+        ]
+
+    def refuse(problem: Any) -> str | None:
+        missing = [str(part) for part, kernel in chosen(problem) if kernel is None]
+        return f"the backend has no kernel for {missing[0]}" if missing else None
+
+    def seconds(problem: Any) -> float:
+        return sum(cost(kernel, part) for part, kernel in chosen(problem) if kernel is not None)
+
+    def build(problem: Any) -> Any:
+        runs = [kernel.build(part) for part, kernel in chosen(problem) if kernel is not None]
+        return TwoCalls(problem, runs)
+
+    return Kernel("separable_conv_two_calls", entry.name, SEPARABLE, refuse, seconds, build)
 
 
 def _refusal(kernel: Kernel, problem: Problem) -> str | None:

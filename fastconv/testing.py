@@ -22,16 +22,20 @@ from .problem import (
     FORWARD_OPS,
     GRAD_OPS,
     PADDING_MODES,
+    SEPARABLE,
     WEIGHT_GRAD,
     Problem,
     forward_op,
     parse_op,
 )
+from .separable import OPERANDS as SEPARABLE_OPERANDS
+from .separable import SeparableCall, prepare_separable
 
 __all__ = [
     "Case",
     "GradCase",
     "Report",
+    "SeparableCase",
     "assert_close",
     "assert_exact",
     "cases",
@@ -45,6 +49,10 @@ __all__ = [
 CHANNELS = (
     (1, 1, 1), (5, 5, 5), (3, 5, 1), (17, 35, 1), (6, 4, 2), (4, 12, 4), (40, 70, 1), (35, 35, 35), (12, 36, 4),
     (16, 24, 1), (1, 7, 1), (5, 1, 1), (150, 9, 1), (34, 38, 2), (9, 6, 3), (60, 20, 20), (18, 36, 18),
+)  # fmt: skip
+# (input channels, channels between, output channels) of separable ones.
+SEPARABLE_CHANNELS = (
+    (1, 1, 5), (16, 16, 24), (5, 5, 3), (35, 35, 17), (6, 18, 40), (150, 150, 9), (40, 40, 70), (3, 3, 35),
 )  # fmt: skip
 EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
 SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
@@ -202,6 +210,56 @@ class GradCase:
         return f"fastconv.testing.GradCase({self.op!r}, {self.case})"
 
 
+@dataclass(frozen=True)
+class SeparableCase:
+    """One call of a separable convolution; its depthwise part is on the data of a case of its own.
+
+    Attributes
+    ----------
+    op : str
+    case : Case
+        The depthwise part.
+    out_channels : int
+    pointwise_bias : bool
+    activation : str or None
+        The one that comes last.
+    """
+
+    op: str
+    case: Case
+    out_channels: int
+    pointwise_bias: bool
+    activation: str | None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        options = {name: value for name, value in self.case.options.items() if name != "groups"}
+        return options | {"depthwise_activation": options["activation"], "activation": self.activation}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the call by argument name."""
+        case, rng = self.case, np.random.default_rng([self.case.seed, 2])
+        assert case.weight_shape is not None
+        arrays, between = case.arrays(), case.weight_shape[0]
+        pointwise = (self.out_channels, between, *(1,) * (len(case.weight_shape) - 2))
+        found = {
+            "input": arrays["input"],
+            "depthwise_weight": arrays["weight"],
+            "pointwise_weight": _integers(rng, pointwise, case.dtype),
+        }
+        if case.bias:
+            found["depthwise_bias"] = arrays["bias"]
+        if self.pointwise_bias:
+            found["pointwise_bias"] = _integers(rng, (self.out_channels,), case.dtype)
+        return found
+
+    def call(self, backend: str, *, prepared: bool = False) -> SeparableCall:
+        """Return the prepared call on one backend, by its own choice among its kernels."""
+        operands = {**dict.fromkeys(SEPARABLE_OPERANDS), **self.arrays()}
+        options = {"accuracy": None, **self.options}
+        return prepare_separable(self.op, operands, options, backend, "testing", prepared=prepared)
+
+
 def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
     """Generate cases for one operation: the same ones for the same `count` and `seed`.
 
@@ -213,7 +271,7 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
 
     Yields
     ------
-    Case or GradCase
+    Case, GradCase or SeparableCase
 
     Examples
     --------
@@ -221,7 +279,12 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
     >>> len(list(cases("conv2d", 5)))
     5
     """
-    variant, ndim = parse_op(op, FORWARD_OPS + GRAD_OPS)
+    variant, ndim = parse_op(op, registry.ALL_OPS)
+    if op in SEPARABLE:
+        rng = np.random.default_rng([seed, len(FORWARD_OPS) + ndim])
+        for index in range(count):
+            yield _separable_case(op, ndim, index, rng)
+        return
     if op in GRAD_OPS:
         for case in cases(forward_op(op), count, seed):
             yield GradCase(op, case)
@@ -311,6 +374,24 @@ def _divisor(rng: np.random.Generator, channels: int) -> int:
     return int(rng.choice([d for d in range(1, channels + 1) if channels % d == 0]))
 
 
+def _separable_case(op: str, ndim: int, index: int, rng: np.random.Generator) -> SeparableCase:
+    plain = _case(f"conv{ndim}d", "conv", ndim, index, rng)
+    assert plain.weight_shape is not None
+    c, between, o = SEPARABLE_CHANNELS[index % len(SEPARABLE_CHANNELS)]
+    size = plain.input_shape[2:] if plain.options["layout"] == "NCHW" else plain.input_shape[1:-1]
+    n = plain.input_shape[0]
+    # Between the two only what does not round, as the sums that follow would add up the roundings.
+    activation = (None, "relu", "relu6")[index % 3]
+    depthwise = replace(
+        plain,
+        input_shape=(n, c, *size) if plain.options["layout"] == "NCHW" else (n, *size, c),
+        weight_shape=(between, 1, *plain.weight_shape[2:]),
+        options=plain.options | {"groups": c, "activation": activation},
+    )
+    last = EXACT_ACTIVATIONS[index % 7 % len(EXACT_ACTIVATIONS)]
+    return SeparableCase(op, depthwise, o, bool(rng.integers(0, 2)), last)
+
+
 def _different(rng: np.random.Generator, choices: Sequence[int], count: int) -> list[int]:
     return [int(value) for value in rng.permutation(choices)[:count]]
 
@@ -395,7 +476,7 @@ class Report:
 
 def check_backend(
     name: str,
-    ops: Sequence[str] = FORWARD_OPS + GRAD_OPS,
+    ops: Sequence[str] = registry.ALL_OPS,
     *,
     count: int = 40,
     seed: int = 0,
@@ -451,7 +532,9 @@ def check_backend(
     return report
 
 
-def check_case(case: Case | GradCase, entry: registry.Entry, report: Report, tolerance: float = 0.0) -> None:
+def check_case(
+    case: Case | GradCase | SeparableCase, entry: registry.Entry, report: Report, tolerance: float = 0.0
+) -> None:
     """Run one case on every kernel of a backend that accepts it and add what was found to the report."""
     if isinstance(case, GradCase):
         _check_grad_case(case, entry, report, tolerance)
@@ -477,9 +560,9 @@ def check_case(case: Case | GradCase, entry: registry.Entry, report: Report, tol
                 )
 
 
-def _own_tolerance(kernel: registry.Kernel, case: Case, expected: np.ndarray) -> float:
+def _own_tolerance(kernel: registry.Kernel, case: Case | SeparableCase, expected: np.ndarray) -> float:
     """Return what a kernel that rounds says of itself, relative to a result that the activation may have cut."""
-    if not kernel.tolerance or not expected.size:
+    if not kernel.tolerance or not expected.size or isinstance(case, SeparableCase):
         return 0.0
     linear = replace(case, options=case.options | {"activation": None}).run(registry.ORACLE)
     gain = float(np.abs(linear).max()) / (float(np.abs(expected).max()) or 1.0)
@@ -517,7 +600,7 @@ def _check_grad_case(case: GradCase, entry: registry.Entry, report: Report, tole
                 report.failed.append(f"{kernel.backend} {kernel.name}: {title}: {error}\n  {case}")
 
 
-def trust(expected: np.ndarray, case: Case) -> None:
+def trust(expected: np.ndarray, case: Case | SeparableCase) -> None:
     """Raise AssertionError if the expected result could not tell a wrong kernel from a right one."""
     if expected.size >= 64 and case.options.get("activation") is None:
         assert len(np.unique(expected)) > 3, (
@@ -526,32 +609,46 @@ def trust(expected: np.ndarray, case: Case) -> None:
 
 
 def _run(call: Call, operands: dict[str, np.ndarray], num_threads: int = 1) -> np.ndarray:
-    get = operands.get
-    return call(operands["input"], get("weight"), get("bias"), get("offset"), get("mask"), None, num_threads)
+    input, weight, bias, third, fourth = (operands.get(name) for name in call.operands)
+    assert input is not None
+    return call(input, weight, bias, third, fourth, None, num_threads)
 
 
-def _forced(case: Case, kernel: registry.Kernel, *, prepared: bool = False) -> Call:
+def _forced(case: Case | SeparableCase, kernel: registry.Kernel, *, prepared: bool = False) -> Call:
     reference = case.call(registry.ORACLE, prepared=prepared)
-    return Call(reference.problem, kernel, "testing", reference.unbatched, reference.result_dtype)
+    return type(reference)(reference.problem, kernel, "testing", reference.unbatched, reference.result_dtype)
 
 
 def _equals_oracle(
-    case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float
+    case: Case | SeparableCase,
+    kernel: registry.Kernel,
+    operands: dict,
+    expected: np.ndarray,
+    tolerance: float,
 ) -> None:
     _compare(_run(_forced(case, kernel), operands), expected, tolerance)
 
 
 def _same_bits_on_any_thread_count(
-    case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float
+    case: Case | SeparableCase,
+    kernel: registry.Kernel,
+    operands: dict,
+    expected: np.ndarray,
+    tolerance: float,
 ) -> None:
     call = _forced(case, kernel)
     assert_exact(_run(call, operands, 3), _run(call, operands, 1))
 
 
 def _plan_equals_function(
-    case: Case, kernel: registry.Kernel, operands: dict, expected: np.ndarray, tolerance: float
+    case: Case | SeparableCase,
+    kernel: registry.Kernel,
+    operands: dict,
+    expected: np.ndarray,
+    tolerance: float,
 ) -> None:
-    plan = Plan(_forced(case, kernel, prepared=True), operands.get("weight"), operands.get("bias"), None)
+    call = _forced(case, kernel, prepared=True)
+    plan = Plan(call, [operands.get(name) for name in call.constant], None)
     _compare(plan(operands["input"], operands.get("offset"), operands.get("mask")), expected, tolerance)
 
 

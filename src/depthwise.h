@@ -102,7 +102,15 @@ typedef struct {
 
 INLINE void FN(step_place)(const depthwise_planes_words *a, FN(place) *p)
 {
-    if (++p->band == a->bands) {
+    if (a->by_bands) {
+        if (++p->channel == a->channels) {
+            p->channel = 0;
+            if (++p->band == a->bands) {
+                p->band = 0;
+                p->image++;
+            }
+        }
+    } else if (++p->band == a->bands) {
         p->band = 0;
         if (++p->channel == a->channels) {
             p->channel = 0;
@@ -138,7 +146,10 @@ static void FN(depthwise_planes)(const int64_t *words, int64_t begin, int64_t en
     const depthwise_planes_words *a = (const depthwise_planes_words *)words;
     const plane_sum_words *sums = (const plane_sum_words *)a->sums;
     real *scratch = (real *)(a->work + thread * a->work_stride), *spare = scratch + a->band_size;
-    FN(place) p = {begin % a->bands, begin / a->bands % a->channels, begin / a->bands / a->channels}, next = p;
+    FN(place) p = {begin % a->bands, begin / a->bands % a->channels, begin / a->bands / a->channels}, next;
+    if (a->by_bands)
+        p = (FN(place)){begin / a->channels % a->bands, begin % a->channels, begin / a->bands / a->channels};
+    next = p;
     FN(clear)(scratch, 2 * a->band_size);
     const real *lines = 0, *next_lines = 0;
     /* The next band is copied before this one is summed: its stores have time to land. */

@@ -154,6 +154,7 @@ static int isa_level(void) { return 0; }
 
 #endif
 
+#include "join.h"
 #include "parallel.h"
 
 #endif

@@ -43,6 +43,7 @@ cdef extern from "native.h" nogil:
         const patch_words *patches
         const int64_t *words
         int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes
+    void join(const int64_t *, int64_t, int64_t, int64_t)
     void program_run(const program_words *, const int64_t *, int64_t, int, int)
     double time_limit(limit_fn, int64_t, int64_t, int, int)
     void *allocate(int64_t)
@@ -50,6 +51,9 @@ cdef extern from "native.h" nogil:
 
 if watch_forks():
     raise ImportError("pthread_atfork failed")
+
+# The engine that runs two others in turn, whatever made them.
+JOIN = <intptr_t>&join
 
 OPERAND_NAMES = ("input", "weight", "bias", "offset", "mask", "output", "grad_input", "grad_offset", "grad_weight", "grad_mask",
                  "scratch", "packed", "thread", "input_end", "images", "thread_stride", "first_image")
@@ -189,7 +193,7 @@ cdef class Program:
     cdef program_words program
     cdef int64_t input_bytes, scratch, packed, most_tasks
     cdef double work
-    cdef object keep, weight, bias
+    cdef object keep, weight, bias, offset, mask
     cdef void *packed_at
     cdef readonly str isa, tile
     cdef readonly tuple copies
@@ -261,8 +265,12 @@ cdef class Program:
         memset(base, 0, sizeof(base))
         base[INPUT] = <int64_t>cnp.PyArray_DATA(input)
         base[INPUT_END] = base[INPUT] + images * self.input_bytes
-        base[WEIGHT] = address(weight) if self.weight is None else address(self.weight)
-        base[BIAS] = address(bias) if self.weight is None else address(self.bias)
+        if self.weight is not None:
+            weight, bias = self.weight, self.bias
+            if self.offset is not None:
+                offset, mask = self.offset, self.mask
+        base[WEIGHT] = address(weight)
+        base[BIAS] = address(bias)
         base[OFFSET] = address(offset)
         base[MASK] = address(mask)
         base[OUTPUT] = <int64_t>cnp.PyArray_DATA(output)
@@ -281,13 +289,18 @@ cdef class Program:
         base[GRAD_OFFSET], base[GRAD_MASK] = address(grads.get("offset")), address(grads.get("mask"))
         self.run(base, images, 1, self.count_threads(images, threads))
 
-    def bind(self, weight, bias):
-        """Return a program that has these weights packed, and owns copies of what it needs of them."""
+    def bind(self, weight, bias, offset=None, mask=None):
+        """Return a program that has these weights packed, and owns copies of what it needs of them.
+
+        Pointwise weights and biases come in the places of `offset` and `mask`.
+        """
         cdef Program bound = Program.__new__(Program, (), (), (), images_per_chunk=1, scratch=0, thread=0, packed=0, work=0, tasks=0,
                                              input_bytes=0)
         bound.take_words(self)
         bound.weight = weight.copy()
         bound.bias = None if bias is None else bias.copy()
+        bound.offset = None if offset is None else offset.copy()
+        bound.mask = None if mask is None else mask.copy()
         cdef int64_t base[24]
         if self.packed:
             bound.packed_at = allocate(self.packed)
@@ -295,6 +308,7 @@ cdef class Program:
                 raise MemoryError(f"cannot allocate {self.packed} bytes for packed weights")
             memset(base, 0, sizeof(base))
             base[WEIGHT] = address(bound.weight)
+            base[OFFSET] = address(bound.offset)
             bound.run(base, 1, 2, 1)
         return bound
 

@@ -105,6 +105,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(y_image) W(y_channel)                                                                                            \
     W(channels) W(multiplier)                                                                                          \
     W(bands) W(band)           /* output rows of a band, in every sum */                                               \
+    W(by_bands)                /* whether neighbouring tasks are channels of a band, and not bands of a channel */     \
     W(lines_d) W(h_phases) W(h_lines) W(band_lines) W(w_phases) W(w_lines)                                             \
     W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
     W(copies)                  /* copies of each band, each list ending with rows = 0; or null: rows by the maps */    \
@@ -151,6 +152,16 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
  * and where in an image row the pixels + taps - 1 pixels lie that it reads, in bytes (-1: padding); then a 0. list: where
  * a list of their addresses is made; -1 if none is needed, since nothing is padded and there is but one K block. */
 #define PIXEL_TILE_WORDS(W) W(pixels) W(y) W(columns) W(list)
+
+/* join: two engines in turn. A task is a band of rows of an image: the first engine writes it into the thread's scratch, and
+ * the second reads it there, while it is in L2. */
+#define JOIN_WORDS(W)                                                                                                  \
+    W(first) W(second)         /* addresses of the engines */                                                          \
+    W(first_words) W(second_words) /* where their words lie, counted from these */                                     \
+    W(first_y) W(second_x)     /* and those that tell where the rows lie */                                            \
+    W(panel) W(work_stride)                                                                                            \
+    W(bands) W(band_bytes)     /* of an image; from a band to the next, as the first engine counts */                  \
+    W(first_tasks) W(first_band) W(second_tasks) W(second_band) /* of an image, and of a band */
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
  * behind the slowest axis). A task is a tile of output pixels. */
@@ -264,6 +275,7 @@ DECLARE(copy_words, COPY_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
+DECLARE(join_words, JOIN_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(dcn_words, DCN_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
@@ -294,6 +306,7 @@ static const word_layout word_layouts[] = {
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
+    {"join", JOIN_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"dcn", DCN_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},

@@ -20,7 +20,17 @@ from fastconv.benchmark.implementations import Implementation
 from fastconv.benchmark.workloads import Workload
 
 BENCH = Path(__file__).parents[1] / "bench"
-FAMILIES = ("dense", "grouped", "depthwise", "dilated", "transposed", "deformable", "conv1d", "conv3d")
+FAMILIES = (
+    "dense",
+    "grouped",
+    "depthwise",
+    "separable",
+    "dilated",
+    "transposed",
+    "deformable",
+    "conv1d",
+    "conv3d",
+)
 SMALL = Workload("small", "dense", "known", "conv2d", (3, 4, 9, 7), 6, (3, 2), stride=(2, 1), padding=(1, 0))
 
 

@@ -7,12 +7,12 @@ import pytest
 
 import fastconv
 from fastconv import config, registry, testing
-from fastconv.problem import FORWARD_OPS
+from fastconv.problem import FORWARD_OPS, SEPARABLE
 
 COUNT = 40  # cases for each operation
 
 
-@pytest.mark.parametrize("op", FORWARD_OPS)
+@pytest.mark.parametrize("op", FORWARD_OPS + SEPARABLE)
 def test_kernels_equal_the_oracle(op, backend, isa):
     report = testing.Report(backend)
     entry = registry.find_backend(backend)
@@ -25,7 +25,7 @@ def test_kernels_equal_the_oracle(op, backend, isa):
     assert not unused, f"no case reached {unused}"
 
 
-@pytest.mark.parametrize("op", FORWARD_OPS)
+@pytest.mark.parametrize("op", FORWARD_OPS + SEPARABLE)
 def test_a_named_backend_takes_every_case(op, backend):
     for case in testing.cases(op, COUNT):
         assert case.call(backend).kernel.backend == backend, str(case)

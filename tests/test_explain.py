@@ -8,8 +8,8 @@ import pytest
 from samples import call, call_on, plan_of, python, sample
 
 import fastconv
-from fastconv.problem import FORWARD_OPS, GRAD_OPS, OPS
-from fastconv.registry import Refusal
+from fastconv.problem import OPS
+from fastconv.registry import ALL_OPS, Refusal
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -153,7 +153,7 @@ def test_backends():
         assert found[name].origin == "fastconv"
         assert found[name].name == name
         assert (found[name].ops[: len(OPS)] == OPS) or not found[name].available
-        assert set(found[name].ops) <= set(FORWARD_OPS + GRAD_OPS)
+        assert set(found[name].ops) <= set(ALL_OPS)
         assert name in str(found[name])
         assert (
             ("available" in str(found[name]))
@@ -169,8 +169,10 @@ def test_kernels(backend):
     assert len(set(names)) == len(names)
     for kernel in everything:
         assert kernel.backend == backend
-        assert re.fullmatch(r"(conv|conv_transpose|deform_conv|dcn(v[34])?)(_[a-z0-9]+)+", kernel.name)
-        assert set(kernel.ops) <= set(FORWARD_OPS + GRAD_OPS)
+        assert re.fullmatch(
+            r"(conv|conv_transpose|deform_conv|separable_conv|dcn(v[34])?)(_[a-z0-9]+)+", kernel.name
+        )
+        assert set(kernel.ops) <= set(ALL_OPS)
         assert "function" not in repr(kernel)
     for op in OPS:
         mine = fastconv.kernels(op, backend=backend)

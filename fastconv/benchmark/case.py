@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import functional, grad
+from .. import functional, grad, separable
 from ..analysis.cost import inbounds_flops
 from ..testing import max_error
 from .workloads import Workload
@@ -154,10 +154,11 @@ class Case:
 
     def _output(self) -> np.ndarray:
         operands = {
-            name: (array if name == "weight" else array[self._ends]).astype(np.float64)
+            name: (array if "weight" in name else array[self._ends]).astype(np.float64)
             for name, array in self.operands.items()
         }
-        return getattr(functional, self.workload.op)(**operands, **self.options, backend="numpy")
+        module = separable if self.workload.pointwise else functional
+        return getattr(module, self.workload.op)(**operands, **self.options, backend="numpy")
 
     def _gradients(self) -> list[np.ndarray]:
         wide = {name: array.astype(np.float64) for name, array in self.operands.items()}

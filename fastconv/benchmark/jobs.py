@@ -136,6 +136,8 @@ def _forward(settings: Settings, threads: int) -> Iterator[Job]:
 
 def _backward(settings: Settings, threads: int) -> Iterator[Job]:
     for workload in _layers(settings):
+        if workload.pointwise:  # has no gradients of its own
+            continue
         if not settings.quick or settings.workloads or workload.name in QUICK_BACKWARD:
             yield make_job(settings, threads, "backward", workload)
 

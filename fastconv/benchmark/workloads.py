@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..problem import Problem, parse_op
+from ..problem import OPS, SEPARABLE, Problem, parse_op
+from ..separable_problem import SeparableProblem
 
 __all__ = ["TINY", "Workload", "load", "scaling", "select"]
 
@@ -34,6 +35,9 @@ class Workload:
     input, kernel : tuple of int
         (N, C, *spatial) and the spatial sizes.
     out_channels, groups, offset_groups : int
+        `out_channels` of a separable convolution are those between its parts.
+    pointwise : int
+        Output channels of a separable convolution.
     stride, padding, dilation, output_padding : int or tuple of int
     mask : bool
     quick : bool
@@ -55,6 +59,7 @@ class Workload:
     padding: Any = 0
     dilation: Any = 1
     groups: int = 1
+    pointwise: int = 0
     output_padding: Any = 0
     offset_groups: int = 0
     mask: bool = False
@@ -65,16 +70,21 @@ class Workload:
 
     @property
     def variant(self) -> str:
-        """``"conv"``, ``"conv_transpose"`` or ``"deform_conv"``."""
-        return parse_op(self.op)[0]
+        """``"conv"``, ``"conv_transpose"``, ``"deform_conv"`` or ``"separable_conv"``."""
+        return parse_op(self.op, OPS + SEPARABLE)[0]
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(O, C/G, *kernel); (C, O/G, *kernel) for a transposed convolution."""
+        """(O, C/G, *kernel); (C, O/G, *kernel) for a transposed convolution; of the depthwise part."""
         first, second = self.out_channels, self.input[1]
         if self.variant == "conv_transpose":
             first, second = second, first
         return (first, second // self.groups, *self.kernel)
+
+    @property
+    def pointwise_shape(self) -> tuple[int, ...]:
+        """(O, C*M, 1, ...) of a separable convolution."""
+        return (self.pointwise, self.out_channels, *(1,) * len(self.kernel))
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of the public function."""
@@ -82,11 +92,16 @@ class Workload:
             "conv": ("stride", "padding", "dilation", "groups"),
             "conv_transpose": ("stride", "padding", "output_padding", "groups", "dilation"),
             "deform_conv": ("stride", "padding", "dilation"),
+            "separable_conv": ("stride", "padding", "dilation"),
         }
         return {name: getattr(self, name) for name in names[self.variant]}
 
     def problem(self, dtype: Any = np.float32) -> Problem:
         """Return the problem, channels first."""
+        if self.pointwise:
+            return SeparableProblem.of(
+                self.op, self.input, self.weight_shape, self.pointwise_shape, dtype=dtype, **self.options()
+            )
         shapes: dict[str, Any] = {}
         if self.offset_groups:
             # What the deformation does not change, the output size among it, is that of the plain convolution.
@@ -113,6 +128,10 @@ class Workload:
             "weight": rng.standard_normal(self.weight_shape)
             / math.sqrt(fan_in),  # results stay normal numbers
         }
+        if self.pointwise:
+            operands["depthwise_weight"] = operands.pop("weight")
+            mixing = rng.standard_normal(self.pointwise_shape) / math.sqrt(self.out_channels)
+            operands["pointwise_weight"] = mixing
         if self.offset_groups:
             far = OFFSET_SPREAD * rng.standard_normal(problem.offset_shape)
             operands["offset"] = (np.floor(far * OFFSET_STEPS) + 0.5) / OFFSET_STEPS
@@ -143,7 +162,7 @@ def load() -> tuple[Workload, ...]:
     --------
     >>> from fastconv.benchmark import workloads
     >>> sorted({layer.family for layer in workloads.load()})
-    ['conv1d', 'conv3d', 'deformable', 'dense', 'depthwise', 'dilated', 'grouped', 'transposed']
+    ['conv1d', 'conv3d', 'deformable', 'dense', 'depthwise', 'dilated', 'grouped', 'separable', 'transposed']
     """
     text = resources.files(__package__).joinpath("workloads.toml").read_text(encoding="utf-8")
     return tuple(

@@ -9,7 +9,7 @@ from ..problem import Problem
 from .geometry import Axes, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["add_bias_only", "add_halo", "lower_dense"]
+__all__ = ["DensePlan", "add_bias_only", "add_halo", "lower_dense", "unaliased"]
 
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
@@ -188,6 +188,11 @@ def add_bias_only(b: Builder) -> None:
     b.stage("dense_rows", tasks, words)
 
 
+def unaliased(elements: int, itemsize: int) -> int:
+    """Return a distance at which planes of so many elements do not all fall into the same cache sets."""
+    return elements + (16 if elements * itemsize % 4096 == 0 else 0)
+
+
 class DensePlan:
     """The choices for one dense problem, made in the order image, weights, product."""
 
@@ -219,14 +224,10 @@ class DensePlan:
             self.x_channel = 1
             self.x_image = self.image.size
         else:
-            # Planes a multiple of 4 kB apart would all fall into the same cache sets.
-            aliased = not in_place and self.image.size * b.itemsize % 4096 == 0
-            self.x_channel = self.image.size + (16 if aliased else 0)
+            size = self.image.size
+            self.x_channel = size if in_place else unaliased(size, b.itemsize)
             self.x_image = self.x_channel * p.in_channels
-            # With few output channels a panel is not used often enough to pay for being stitched.
-            line_pixels = sum(self.line_pixels(s) for s in self.sums)
-            pixels = sum(math.prod(axis.count for axis in s) for s in self.sums)
-            self.direct = self.o <= 2 * self.rows and line_pixels < MOST_RUBBISH * pixels
+            self.direct = self.is_direct()
         if self.direct:
             self.images_per_task = 1
         if in_place:
@@ -240,6 +241,12 @@ class DensePlan:
             starts, block, engine = np.arange(p.in_channels + 1), self.x_channel, "halo_planes"
         self.x = add_halo(b, engine, self.axes, self.image, self.x_image, block, starts, slack)
         self.x_end = Operand("scratch", 0, b.scratch_bytes)
+
+    def is_direct(self) -> bool:
+        """Whether output channels are so few that a panel is not used often enough to pay for being stitched."""
+        line_pixels = sum(self.line_pixels(s) for s in self.sums)
+        pixels = sum(math.prod(axis.count for axis in s) for s in self.sums)
+        return self.o <= 2 * self.rows and line_pixels < MOST_RUBBISH * pixels
 
     def add_weights(self) -> None:
         """Decide how weights are read, and add the stage that packs them if they are."""
@@ -280,7 +287,7 @@ class DensePlan:
             strides = {"w_group": group_stride, "w_block": o_stride}
         for record, table in zip(self.records, tables, strict=True):
             record |= table | strides
-        self.w = Operand("weight")
+        self.w = b.operand("weight")
         if packed and not self.w_row:
             self.w = b.pack(
                 offsets,

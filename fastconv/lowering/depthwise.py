@@ -5,12 +5,12 @@ from typing import Any
 
 from ..problem import Problem
 from .columns import TILE_ROWS, Columns, plane_tiles
-from .dense import add_bias_only
+from .dense import add_bias_only, unaliased
 from .geometry import Axes, Axis, Image, axes_of, input_strides, output_strides, sums_of
 from .pixels import is_small, lower_pixels
 from .program import ENOUGH_TASKS, WORDS, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["lower_depthwise"]
+__all__ = ["lower_depthwise", "lower_planes"]
 
 # Two bands lie in L1 beside what is read and written: one is summed while the next is copied. From 6 to 16 kB the
 # time is the same; at 8 kB a 7x7 layer has 1.3 misses in L1 a line of input and output, at 16 kB 1.8.
@@ -30,20 +30,30 @@ def lower_depthwise(problem: Problem, engines: Engines) -> Any:
         lower_pixels(b, axes)
         tile = f"{TILE_ROWS} pixels x {b.lanes} channels"
     else:
-        _lower_planes(b, axes)
+        lower_planes(b, axes)
         tile = f"{TILE_ROWS} rows x {b.lanes} pixels"
     return b.finish(problem.flops / problem.batch / GFLOPS if problem.batch else 0, tile)
 
 
-def _lower_planes(b: Builder, axes: Axes) -> None:
+def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image]:
+    """Add the stage for planes; return the rows of a band and how the output of a band lies.
+
+    With `most_rows` a task belongs to a band of at most so many rows, all channels of which come one after the
+    other and leave side by side; else the output lies as the user has it.
+    """
     p = b.problem
     d, h, w = axes
     direct = all(axis.is_identity for axis in axes)
     band = _band(b, axes, direct)
+    if most_rows and not (direct and d.lines > 1):
+        band = min(band, most_rows)
     band_lines = min(band + h.reach, h.lines)
     # In scratch, rows begin on a vector.
     image = Image.of(axes, 1, h.lines if direct else band_lines, 1 if direct else b.lanes)
     y_image, y_channel, y_d, y_h, y_w = output_strides(p)
+    if most_rows:
+        y_image, y_d = 0, band * y_h
+        y_channel = unaliased(d.out * y_d, b.itemsize)
     source = input_strides(p)
     bands = -(-max(s.count for s in h.sums) // band)
     # Phases of the output along W are merged: each row of them is written whole, from results that lie apart.
@@ -89,7 +99,7 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
     words: Words = dict(
         x=b.operand("input"),
         x_end=Operand("input_end"),
-        w=Operand("weight"),
+        w=b.operand("weight"),
         b=b.operand("bias"),
         y=b.operand("output"),
         work=Operand(work.name, 0, before * b.itemsize),
@@ -106,6 +116,7 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         multiplier=p.out_channels // p.in_channels,
         bands=bands,
         band=band,
+        by_bands=int(most_rows > 0),
         lines_d=d.map.size,
         h_phases=h.phases,
         h_lines=h.lines,
@@ -132,6 +143,7 @@ def _lower_planes(b: Builder, axes: Axes) -> None:
         out_w=w.out,
     )
     b.stage("depthwise_planes", p.in_channels * bands, words)
+    return band, Image(y_d, 0, y_h, y_w, y_channel, d.out, band)
 
 
 def _copies(b: Builder, axes: Axes, image: Image, source: tuple[int, ...], first_row: int, bands: int) -> int:

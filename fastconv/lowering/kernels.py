@@ -11,6 +11,7 @@ deform_conv_tile           bilinear samples of a tile of pixels, then the regist
 deform_conv_transpose_tile the gradient of that in its input, without the others
 dcn_sum                    the same samples, summed over taps for each channel
 deform_conv_grad_tile      register tile, the samples' gradients, register tile
+separable_conv_bands       depthwise and pointwise in turn on bands of rows, what is between them in cache
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
 =========================  ===========================================================================
@@ -30,10 +31,12 @@ from ..problem import (
     DEFORM_CONV,
     DEFORM_GRAD,
     DEFORM_TRANSPOSE,
+    SEPARABLE,
     WEIGHT_GRAD,
     Problem,
 )
 from ..registry import Kernel, Refusal
+from ..separable_problem import SeparableProblem
 from .dcn import lower_dcn
 from .deform import lower_deform
 from .deform_grad import lower_deform_grad
@@ -42,6 +45,7 @@ from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_plane_grad
 from .program import Engines, round_up
+from .separable import lower_separable, refuse_separable
 from .weight_grad import lower_weight_grad
 from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 
@@ -76,7 +80,7 @@ LANES = 16
 # In float32 4e-6, about what the direct kernels of other libraries have.
 WINOGRAD_TOLERANCE = 32.0
 
-Lower = Callable[[Problem, Engines], Any]
+Lower = Callable[[Any, Engines], Any]
 
 
 def program_kernels(
@@ -112,7 +116,8 @@ def program_kernels(
         def refuse_all(problem: Problem) -> str | None:
             if problem.dtype not in DTYPES:
                 return Refusal.DTYPE
-            if callable(problem.activation) and not functions:
+            activations = problem.activation, getattr(problem, "depthwise_activation", None)
+            if any(map(callable, activations)) and not functions:
                 return Refusal.CALLABLE_ACTIVATION
             return refuse(problem)
 
@@ -145,6 +150,7 @@ def program_kernels(
     name, lower = "deform_conv_transpose_tile", lower_deform_transpose
     table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
     table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn, points_as_given=True))
+    table.append(kernel("separable_conv_bands", SEPARABLE, refuse_separable, cost_separable, lower_separable))
     for name, cost, lower in (
         ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
         ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
@@ -213,6 +219,11 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
 
 def cost_depthwise(problem: Problem) -> float:
     return cost_flops(problem, DEPTHWISE_FLOPS)
+
+
+def cost_separable(problem: SeparableProblem) -> float:
+    depthwise, pointwise = problem.parts()
+    return cost_depthwise(depthwise) + cost_dense(pointwise) - problem.saved_bytes / MEMORY_BYTES
 
 
 def cost_deform(problem: Problem) -> float:

@@ -7,24 +7,31 @@ import numpy as np
 from .columns import row_step, runs_of, tile_rows
 from .dense import add_halo
 from .geometry import Axes, Image, Sums, convolution_axis, input_strides, output_strides, sums_of
-from .program import K_BLOCK, WORDS, Builder, Operand, Words, round_up
+from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
 
 __all__ = ["is_small", "lower_pixels"]
 
 # Output pixels of a plane below which its channels go into the vectors: 7x7 x 960 takes 27 us and not 50 with a
 # 3x3 kernel; 14x14 x 576 takes 70 us and not 45.
 SMALL_PLANE = 64
+# A transposition goes by squares of so many.
+SHORT_VECTOR = 4
 # Pixels of a tile that make it worth while to lie a dilation apart.
 MIN_PIXELS = 2
 
 
-def lower_pixels(b: Builder, axes: Axes) -> None:
-    """Add the stages for one input channel a group, with channels last or put there."""
+def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
+    """Add the stages for one input channel a group, with channels last or put there.
+
+    If `joined`, the last of them writes rows, channels last, for another engine to read.
+    """
     p = b.problem
     channels = p.out_channels
     x_image, _, *strides = input_strides(p, "NHWC")
     y_image, _, y_d, y_h, y_w = output_strides(p, "NHWC")
     x, y = b.operand("input"), b.operand("output")
+    if joined:
+        y_image = 0
     if p.layout == "NCHW":
         x, y = _transposed(b, x_image, y_image)
     if channels != p.in_channels:
@@ -82,7 +89,7 @@ def lower_pixels(b: Builder, axes: Axes) -> None:
         activation=b.engines.activation(p),
     )
     b.stage("depthwise_pixels", tasks, words)
-    if p.layout == "NCHW":
+    if p.layout == "NCHW" and not joined:
         _add_transpose(b, y, y_image // channels, channels, b.operand("output"))
 
 
@@ -113,8 +120,10 @@ def _transposed(b: Builder, x_image: int, y_image: int) -> tuple[Operand, Operan
 
 
 def _add_transpose(b: Builder, x: Operand, rows: int, columns: int, y: Operand) -> None:
-    """Add the stage that writes the rows of each image as columns."""
-    line = convolution_axis(columns, 1, columns, 1, (0, 0), 1, "zeros")
+    """Add the stage that writes the rows of each image as columns, a piece of them at a time."""
+    pieces = max(n for n in range(1, ENOUGH_TASKS + 1) if n == 1 or columns % (n * SHORT_VECTOR) == 0)
+    piece = columns // pieces
+    line = convolution_axis(piece, 1, piece, 1, (0, 0), 1, "zeros")
     words: Words = dict.fromkeys(WORDS["halo"], 0)
     words |= dict(
         x=x,
@@ -122,22 +131,24 @@ def _add_transpose(b: Builder, x: Operand, rows: int, columns: int, y: Operand) 
         images=Operand("images"),
         x_image=rows * columns,
         x_channel=columns,
+        x_h=piece,
         x_w=1,
         y_image=rows * columns,
+        y_h=piece * rows,
         y_w=rows,
         repeat=1,
         blocks=1,
         starts=b.table([0, rows]),
         rows_d=1,
-        rows_h=1,
+        rows_h=pieces,
         w_phases=1,
-        w_lines=columns,
+        w_lines=piece,
         map_d=b.table([0]),
-        map_h=b.table([0]),
+        map_h=b.table(range(pieces)),
         map_w=b.table(line.map),
         runs=b.table(line.runs()),
     )
-    b.stage("halo_pixels", 1, words)
+    b.stage("halo_pixels", pieces, words)
 
 
 def _pixel_tiles(

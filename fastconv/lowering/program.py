@@ -5,7 +5,8 @@ words as a struct of 64-bit fields (src/program.h). The tuples here name those f
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ _WINOGRAD_SUM = "tiles tile_count sources source_count w w_offsets x_offsets"
 _WINOGRAD_TILE = "source step y rows columns row"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
-    "multiplier bands band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
+    "multiplier bands band by_bands lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
     "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct w_sums spare "
     "spare_sum out_w"
 )
@@ -61,6 +62,10 @@ _DEPTHWISE_PIXELS = (
 )
 _PIXEL_SUM = "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
 _PIXEL_TILE = "pixels y columns list"
+_JOIN = (
+    "first second first_words second_words first_y second_x panel work_stride bands band_bytes first_tasks "
+    "first_band second_tasks second_band"
+)
 _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
@@ -104,6 +109,7 @@ WORDS = {
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "pixel_tile": tuple(_PIXEL_TILE.split()),
+    "join": tuple(_JOIN.split()),
     "deform": tuple(_DEFORM.split()),
     "dcn": tuple(_DCN.split()),
     "block": tuple(_BLOCK.split()),
@@ -204,6 +210,15 @@ class Builder:
     scratch_bytes: int = 0
     thread_bytes: int = 0
     packed_bytes: int = 0
+    given: dict[str, Operand] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, problem: Problem, **given: Operand) -> Iterator[None]:
+        """Lower another problem to stages of this program; `given` stands for its arrays."""
+        whole = self.problem, self.given
+        self.problem, self.given = problem, given
+        yield
+        self.problem, self.given = whole
 
     @property
     def lanes(self) -> int:
@@ -225,6 +240,8 @@ class Builder:
 
     def operand(self, name: str) -> Operand:
         """Return the operand for an array of the caller, or 0 where the problem has none."""
+        if name in self.given:
+            return self.given[name]
         p = self.problem
         if name in ("bias", "mask") and not getattr(p, name):
             return Operand("bias", 0) if name == "bias" else Operand("mask", 0)
@@ -256,7 +273,7 @@ class Builder:
         return found
 
     def thread(self, elements: int) -> Operand:
-        """Reserve scratch of each thread; a program has one stage that uses it."""
+        """Reserve scratch of each thread, which any stage may overwrite."""
         self.thread_bytes = max(self.thread_bytes, elements * self.itemsize)
         return Operand("thread")
 
@@ -292,7 +309,7 @@ class Builder:
         # Pieces so small that what is read of a cache line is still in L2 for the next block.
         pieces = max(-(-len(offsets) // PACK_PIECE), 1)
         words: Words = dict(
-            x=Operand("weight"),
+            x=self.operand("weight"),
             y=y,
             offsets=self.table(offsets[order]),
             places=self.table(places[order]),
@@ -321,11 +338,45 @@ class Builder:
         in_turn: bool = False,
     ) -> None:
         """Add a stage. `tasks` counts those of `images_per_task` images; those `in_turn` may wait for earlier ones."""
+        first = self.table_of_words(ENGINES[engine], words)
+        address = self.engines.address(engine, self.problem.dtype)
+        self.stages.append((address, first, tasks, images_per_task, weights_only, in_turn))
+
+    def join(self, one: tuple, other: tuple, panel: int, bands: int, words: Words) -> None:
+        """Add a stage in which two engines take turns, with `panel` elements of scratch between them.
+
+        The engines are stages that were taken from `stages`, each with the name of its table.
+        """
+        from .._native import JOIN
+
+        first, first_at, first_tasks, *_, first_table = one
+        second, second_at, second_tasks, *_, second_table = other
+        here = len(self.words)
+        at = round_up(self.thread_bytes, 64)
+        self.thread_bytes = at + panel * self.itemsize
+        words = words | dict(
+            bands=bands,
+            first=first,
+            second=second,
+            first_words=first_at - here,
+            second_words=second_at - here,
+            first_y=first_at - here + WORDS[first_table].index("y"),
+            second_x=second_at - here + WORDS[second_table].index("x"),
+            first_tasks=first_tasks,
+            second_tasks=second_tasks,
+            panel=Operand("thread", 0, at),
+            work_stride=Operand("thread_stride"),
+        )
+        self.table_of_words("join", words)
+        self.stages.append((JOIN, here, bands, 1, False, False))
+
+    def table_of_words(self, kind: str, words: Words) -> int:
+        """Add the words of a stage and return where they begin."""
         from .._native import OPERAND_NAMES
 
-        names = WORDS[ENGINES[engine]]
+        names = WORDS[kind]
         if set(names) != set(words):
-            raise TypeError(f"{engine}: words {set(names) ^ set(words)}")
+            raise TypeError(f"{kind}: words {set(names) ^ set(words)}")
         first = len(self.words)
         for i, name in enumerate(names):
             value = words[name]
@@ -334,8 +385,7 @@ class Builder:
                 self.patches.append((first + i, operand, value.image_bytes, value.offset))
                 value = 0
             self.words.append(int(value))
-        address = self.engines.address(engine, self.problem.dtype)
-        self.stages.append((address, first, tasks, images_per_task, weights_only, in_turn))
+        return first
 
     def finish(self, work: float, tile: str) -> Any:
         """Return the program; `work` is the estimated time of an image on one thread, in nanoseconds."""

@@ -6,7 +6,7 @@ only change which taps make a column (``fastconv.lowering.columns``). Each K blo
 order does not depend on where a tile lies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .epilogue import RELU6
@@ -17,22 +17,24 @@ from .simd import (
     Pointer,
     bytes_of,
     emit_at,
+    emit_call_entry,
     emit_first,
     emit_fma,
+    emit_function,
     emit_get,
     emit_load,
     emit_loads,
     emit_loop,
     emit_masked_load,
     emit_masked_store,
-    emit_out_of_line,
     emit_splat,
     emit_store,
-    emit_switch,
+    emit_table,
     ir,
     ll_element,
     ll_reals,
     ll_vector,
+    reals_of,
     verb,
     void,
     word,
@@ -43,6 +45,8 @@ MAX_ROWS, MAX_TAPS = 8, 5
 # Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector: as in the lowering.
 MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
+# Tiles are numbered rows * ROW_OF_TABLE + size.
+ROW_OF_TABLE = 8
 
 
 def half_of(kind: Any) -> Pointer | None:
@@ -183,48 +187,61 @@ def emit_rows(builder: Any, kind: Any, places: list, sums: list, vectors: int, p
                 emit_masked_store(builder, kind, place, value, mask)
 
 
+def columns_type(like: Any) -> ir.FunctionType:
+    reals = ll_reals(like)
+    places = [INTEGER_POINTER, reals, WORD, reals, WORD, reals, WORD, WORD, reals, WORD]
+    return ir.FunctionType(ir.VoidType(), [*places, ll_element(like.element), WORD, INTEGER_POINTER])
+
+
+def emit_shapes(builder: Any, name: str, kind: ir.FunctionType, cases: dict) -> Any:
+    """Return the table of what `cases` emit, by (rows, size); each has (vectors of a tile, emit)."""
+    functions = {
+        ROW_OF_TABLE * r + s: emit_function(builder, f"{name}_{r}_{s}_{of.element}x{of.lanes}", kind, emit)
+        for (r, s), (of, emit) in cases.items()
+    }
+    return emit_table(builder, name, functions)
+
+
 @verb
-def columns(rows, size, group, x, x_row, w, w_step, y, y_row, part, total, adding, bias, activation, state):
-    """Sum one K block of a tile of rows x 2^size vectors, and put into state[0] where the next block begins."""
-    half = half_of(x)
-    shapes = {(r, s): (x, 1 << s) for r in range(1, MAX_ROWS + 1) for s in range(MOST_VECTORS[r] + 1)}
+def column_tiles(like):
+    """The tiles of rows x 2^size vectors, and of half a vector where there are such."""
+    kind, half = reals_of(like), half_of(like)
+    cases = {
+        (r, s): (kind, emit_columns(kind, r, 1 << s))
+        for r in range(1, MAX_ROWS + 1)
+        for s in range(MOST_VECTORS[r] + 1)
+    }
     if half:
-        shapes |= {(r, HALF): (half, 1) for r in range(1, MAX_ROWS + 1)}
+        cases |= {(r, HALF): (half, emit_columns(half, r, 1)) for r in range(1, MAX_ROWS + 1)}
+    name = "fastconv_columns"
+    return INTEGERS(like), lambda builder, _: emit_shapes(builder, name, columns_type(like), cases)
 
-    def emit(builder, rows, size, *args):
-        def case(r, s):
-            kind, vectors = shapes[r, s]
-            name = f"fastconv_columns_{r}x{vectors}_{kind.element}x{kind.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_columns(kind, r, vectors))
 
-        number = builder.add(builder.mul(rows, WORD(8)), size)
-        emit_switch(builder, number, {8 * r + s: case(r, s) for r, s in shapes})
+def emit_shape(builder: Any, tiles: Any, rows: Any, size: Any, kind: ir.FunctionType, args: Sequence) -> None:
+    number = builder.add(builder.mul(rows, WORD(ROW_OF_TABLE)), size)
+    emit_call_entry(builder, tiles, number, kind, args)
 
-    sig = void(word, word, INTEGERS, x, word, w, word, y, word, word, total, word, x.element, word, INTEGERS)
-    return sig, emit
+
+@verb
+def columns(
+    tiles, rows, size, group, x, x_row, w, w_step, y, y_row, part, total, adding, bias, activation, state
+):
+    """Sum one K block of a tile of rows x 2^size vectors, and put into state[0] where the next block begins."""
+
+    def emit(builder, tiles, rows, size, *args):
+        emit_shape(builder, tiles, rows, size, columns_type(x), args)
+
+    places = (INTEGERS, x, word, w, word, y, word, word, total, word)
+    return void(INTEGERS, word, word, *places, x.element, word, INTEGERS), emit
 
 
 def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
     """Return what emits the sums of so many pixels, for `many` vectors of channels or a part of one."""
 
     def emit(
-        builder,
-        kernel_rows,
-        columns,
-        channel,
-        w,
-        w_step,
-        y,
-        y_row,
-        part,
-        many,
-        total,
-        adding,
-        bias,
-        has_bias,
-        activation,
+        builder, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, total, adding, bias, has_bias, activation,
         state,
-    ):
+    ):  # fmt: skip
         size = WORD(bytes_of(kind.element))
 
         def load_pixel(address):
@@ -299,61 +316,36 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
     return emit
 
 
+def pixels_type(like: Any) -> ir.FunctionType:
+    reals = ll_reals(like)
+    places = [INTEGER_POINTER, INTEGER_POINTER, WORD, reals, WORD, reals, WORD, WORD, WORD, reals, WORD]
+    return ir.FunctionType(ir.VoidType(), [*places, reals, WORD, WORD, INTEGER_POINTER])
+
+
+@verb
+def pixel_tiles(like):
+    """The tiles of so many pixels; their size is 0, or HALF, or 1 for a part of a vector."""
+    kind, half = reals_of(like), half_of(like)
+    rows = range(1, MAX_ROWS + 1)
+    cases = {(r, masked): (kind, emit_pixels(kind, r, bool(masked))) for r in rows for masked in (0, 1)}
+    if half:
+        cases |= {(r, HALF): (half, emit_pixels(half, r, False)) for r in rows}
+    name = "fastconv_pixels"
+    return INTEGERS(like), lambda builder, _: emit_shapes(builder, name, pixels_type(like), cases)
+
+
 @verb
 def pixels(
-    rows,
-    size,
-    kernel_rows,
-    columns,
-    channel,
-    w,
-    w_step,
-    y,
-    y_row,
-    part,
-    many,
-    total,
-    adding,
-    bias,
-    has_bias,
-    activation,
-    state,
-):
-    """Sum one K block of a tile of pixels, channels last; `size` is 0, or HALF, or 1 for a part of a vector.
+    tiles, rows, size, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, total, adding, bias, has_bias,
+    activation, state,
+):  # fmt: skip
+    """Sum one K block of a tile of pixels, channels last.
 
     Results go to y[r * y_row + channel]; state[0] becomes where the next block begins.
     """
-    half = half_of(w)
-    shapes = {(r, masked): (w, masked) for r in range(1, MAX_ROWS + 1) for masked in (0, 1)}
-    if half:
-        shapes |= {(r, HALF): (half, 0) for r in range(1, MAX_ROWS + 1)}
 
-    def emit(builder, rows, size, *args):
-        def case(r, s):
-            kind, masked = shapes[r, s]
-            name = f"fastconv_pixels_{r}_{masked}_{kind.element}x{kind.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_pixels(kind, r, bool(masked)))
+    def emit(builder, tiles, rows, size, *args):
+        emit_shape(builder, tiles, rows, size, pixels_type(w), args)
 
-        number = builder.add(builder.mul(rows, WORD(8)), size)
-        emit_switch(builder, number, {8 * r + s: case(r, s) for r, s in shapes})
-
-    sig = void(
-        word,
-        word,
-        INTEGERS,
-        INTEGERS,
-        word,
-        w,
-        word,
-        y,
-        word,
-        word,
-        word,
-        total,
-        word,
-        bias,
-        word,
-        word,
-        INTEGERS,
-    )
-    return sig, emit
+    places = (INTEGERS, INTEGERS, word, w, word, y, word, word, word, total, word)
+    return void(INTEGERS, word, word, *places, bias, word, word, INTEGERS), emit

@@ -5,7 +5,9 @@ own scratch. ``depthwise_pixels`` (channels last) makes no halo at all: tiles th
 addresses of their pixels, in which padding is a pixel of zeros.
 """
 
-from .columns import MAX_ROWS, columns, halves, pixels
+from numba import int64
+
+from .columns import MAX_ROWS, column_tiles, columns, halves, pixel_tiles, pixels
 from .epilogue import LINEAR, RELU6, finish_row
 from .halo import copy_rows, fill_row
 from .moves import clear, copy, copy_strided, merge
@@ -43,40 +45,18 @@ def map_band(a, x, first_row, scratch):
 
 
 @helper
-def band_lines(a, x, band, scratch):
-    """One band of one channel in line space: in place if the array reaches far enough, else in scratch."""
-    first_row = band * a.band
-    if a.direct:
-        lines = min(a.h_lines - first_row, a.band_lines)
-        reach = (a.lines_d - 1) * a.line_d + (first_row + lines) * a.line_h + lanes(x)
-        if elements_before(x, a.x_end) >= reach:
-            return x + first_row * a.line_h
-    if a.copies == 0:
-        map_band(a, x, first_row, scratch)
-    else:
-        listed, c = records(a, integers(a.copies)[band], "copy"), 0
-        while listed[c].rows:
-            copy_rows(listed[c], scratch, x)
-            c += 1
-    return scratch
-
-
-@helper
-def buffered_tile(s, tile, x, w, y, bias, activation, c, state):
+def buffered_tile(shapes, s, tile, x, w, y, bias, activation, c, state):
     """One tile by way of a buffer: several K blocks, strided output, activations that are not simple."""
     rows, size, zero = tile.rows, tile.size, real(x, 0.0)
     width = lanes(x) // 2 if size == HALF else lanes(x) << size
     simple = activation <= RELU6
     state[0] = tile.groups
     for block in range(tile.blocks - 1):
-        group = integers(state[0])
-        columns(
-            rows, size, group, x, s.x_row, w, s.w_step, c, width, 0, c, min(block, 1), zero, LINEAR, state
-        )
+        at, adding = integers(state[0]), min(block, 1)
+        columns(shapes, rows, size, at, x, s.x_row, w, s.w_step, c, width, 0, c, adding, zero, LINEAR, state)
     clamp = activation if simple else LINEAR
-    adding = 1 if tile.blocks > 1 else 0
-    group = integers(state[0])
-    columns(rows, size, group, x, s.x_row, w, s.w_step, c, width, 0, c, adding, bias, clamp, state)
+    adding, at = 1 if tile.blocks > 1 else 0, integers(state[0])
+    columns(shapes, rows, size, at, x, s.x_row, w, s.w_step, c, width, 0, c, adding, bias, clamp, state)
     if not simple:
         finish_row(c, rows * width, zero, activation)
     for r in range(rows):
@@ -88,43 +68,11 @@ def buffered_tile(s, tile, x, w, y, bias, activation, c, state):
 
 
 @helper
-def sum_plane(s, tiles, x, w, bias, activation, y, c, state):
-    """All tiles of a plane of a band."""
-    direct = activation <= RELU6 and s.y_w == 1
-    t = 0
-    while tiles[t].rows:
-        tile = tiles[t]
-        if direct and tile.blocks == 1:
-            group = integers(tile.groups)
-            to = y + tile.y
-            columns(
-                tile.rows,
-                tile.size,
-                group,
-                x + tile.x,
-                s.x_row,
-                w,
-                s.w_step,
-                to,
-                s.y_row,
-                tile.part,
-                c,
-                0,
-                bias,
-                activation,
-                state,
-            )
-        else:
-            buffered_tile(s, tile, x + tile.x, w, y + tile.y, bias, activation, c, state)
-        t += 1
-
-
-@helper
-def sum_band(a, sums, lines, image, o, band, scratch, c, state):
+def sum_band(a, shapes, sums, lines, image, o, band, scratch, c, state):
     """The sums of one band that share output rows, for one output channel."""
     w = reals(a, a.w) + o * a.kernel_taps
     bias = reals(a, a.b)[o] if a.b else real(a, 0.0)
-    apart = scratch + a.spare
+    apart, activation = scratch + a.spare, a.activation
     first = sums[0]
     y = reals(a, a.y) + (image * a.y_image + o * a.y_channel + first.y + band * a.band * first.y_h)
     last = band == a.bands - 1
@@ -132,9 +80,19 @@ def sum_band(a, sums, lines, image, o, band, scratch, c, state):
         y_d = y + d * first.y_d
         for k in range(a.w_sums):
             s = sums[k]
-            tiles = records(a, s.last_tiles if last else s.tiles, "plane_tile")
-            to = y_d if a.w_sums == 1 else apart + k * a.spare_sum
-            sum_plane(s, tiles, lines + d * s.x_d, w, bias, a.activation, to, c, state)
+            tiles, t = records(a, s.last_tiles if last else s.tiles, "plane_tile"), 0
+            x, to = lines + d * s.x_d, y_d if a.w_sums == 1 else apart + k * a.spare_sum
+            direct = activation <= RELU6 and s.y_w == 1
+            while tiles[t].rows:
+                tile = tiles[t]
+                if direct and tile.blocks == 1:
+                    columns(
+                        shapes, tile.rows, tile.size, integers(tile.groups), x + tile.x, s.x_row, w, s.w_step,
+                        to + tile.y, s.y_row, tile.part, c, 0, bias, activation, state,
+                    )  # fmt: skip
+                else:
+                    buffered_tile(shapes, s, tile, x + tile.x, w, to + tile.y, bias, activation, c, state)
+                t += 1
         if a.w_sums > 1:
             rows = first.n_h - band * a.band if last else a.band
             for h in range(rows):
@@ -144,28 +102,51 @@ def sum_band(a, sums, lines, image, o, band, scratch, c, state):
 
 
 @helper
+def place(a, task):
+    """Return (band, channel, image) of a task."""
+    if a.by_bands:
+        return task // a.channels % a.bands, task % a.channels, task // a.channels // a.bands
+    return task % a.bands, task // a.bands % a.channels, task // a.bands // a.channels
+
+
+@helper
 def read_band(a, task, scratch):
-    """The lines of the band of a task, which begin in one half of scratch or the other."""
-    band, plane = task % a.bands, task // a.bands
-    x = reals(a, a.x) + (plane // a.channels * a.x_image + plane % a.channels * a.x_channel)
-    return band_lines(a, x, band, scratch + (task & 1) * a.band_size)
+    """The lines of the band of a task: in place if the array reaches far enough, else in a half of scratch."""
+    band, channel, image = place(a, task)
+    x = reals(a, a.x) + (image * a.x_image + channel * a.x_channel)
+    first_row, to = band * a.band, scratch + (task & 1) * a.band_size
+    if a.direct:
+        lines = min(a.h_lines - first_row, a.band_lines)
+        reach = (a.lines_d - 1) * a.line_d + (first_row + lines) * a.line_h + lanes(x)
+        if elements_before(x, a.x_end) >= reach:
+            return x + first_row * a.line_h
+    if a.copies == 0:
+        map_band(a, x, first_row, to)
+    else:
+        listed, c = records(a, integers(a.copies)[band], "copy"), 0
+        while listed[c].rows:
+            copy_rows(listed[c], to, x)
+            c += 1
+    return to
 
 
 def depthwise_planes(a, begin, end, thread):
     """A task is a band of rows of one channel."""
-    c, state = stack_vectors(a, MAX_ROWS), stack_integers(1)
+    c, state, shapes = stack_vectors(a, MAX_ROWS), stack_integers(1), column_tiles(a)
     scratch = reals(a, a.work + thread * a.work_stride)
     clear(scratch, 2 * a.band_size)
     sums = records(a, a.sums, "plane_sum")
+    lines = following = scratch
     # The next band is copied before this one is summed: its stores have time to land.
-    lines = read_band(a, begin, scratch)
-    for task in range(begin, end):
-        following = read_band(a, task + 1, scratch) if task + 1 < end else lines
-        band, plane = task % a.bands, task // a.bands
-        channel, image = plane % a.channels, plane // a.channels
-        for s in range(0, a.sum_count, a.w_sums):
-            for m in range(a.multiplier):
-                sum_band(a, sums[s], lines, image, channel * a.multiplier + m, band, scratch, c, state)
+    for task in range(begin - 1, end):
+        if task + 1 < end:
+            following = read_band(a, task + 1, scratch)
+        if task >= begin:
+            band, channel, image = place(a, task)
+            for s in range(0, a.sum_count, a.w_sums):
+                for m in range(a.multiplier):
+                    o = channel * a.multiplier + m
+                    sum_band(a, shapes, sums[s], lines, image, o, band, scratch, c, state)
         lines = following
 
 
@@ -210,7 +191,7 @@ def address_columns(kernel_rows, column, pixels, k_block, zero, to):
 
 
 @helper
-def pixel_tile(a, s, count, kernel_rows, column, blocks, channel, end, y, c, state):
+def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, y, c, state):
     """A tile of pixels for some channels. The last vector overlaps the one before, or is the only one."""
     w, bias = reals(a, a.w), reals(a, a.b)
     simple = a.activation <= RELU6
@@ -230,49 +211,17 @@ def pixel_tile(a, s, count, kernel_rows, column, blocks, channel, end, y, c, sta
         aside = c + -channel
         state[0] = address(column)
         for block in range(blocks - 1):
-            at = integers(state[0])
             pixels(
-                count,
-                size,
-                kernel_rows,
-                at,
-                channel,
-                w,
-                s.w_step,
-                aside,
-                width,
-                part,
-                1,
-                aside,
-                min(block, 1),
-                bias,
-                0,
-                LINEAR,
-                state,
-            )
-        at = integers(state[0])
+                shapes, count, size, kernel_rows, integers(state[0]), channel, w, s.w_step, aside, width, part, 1,
+                aside, min(block, 1), bias, 0, LINEAR, state,
+            )  # fmt: skip
         to, to_row = (y, s.y_row) if simple else (aside, width)
         adding, has_bias = 1 if blocks > 1 else 0, 1 if a.b else 0
         clamp = a.activation if simple else LINEAR
         pixels(
-            count,
-            size,
-            kernel_rows,
-            at,
-            channel,
-            w,
-            s.w_step,
-            to,
-            to_row,
-            part,
-            many,
-            aside,
-            adding,
-            bias,
-            has_bias,
-            clamp,
-            state,
-        )
+            shapes, count, size, kernel_rows, integers(state[0]), channel, w, s.w_step, to, to_row, part, many,
+            aside, adding, bias, has_bias, clamp, state,
+        )  # fmt: skip
         if not simple:
             finish_row(c, count * width, real(a, 0.0), a.activation)
             for r in range(count):
@@ -283,6 +232,7 @@ def pixel_tile(a, s, count, kernel_rows, column, blocks, channel, end, y, c, sta
 def depthwise_pixels(a, begin, end, thread):
     """A task is a row of pixels."""
     c, state, one_row = stack_vectors(a, MAX_ROWS), stack_integers(1), stack_integers(3)
+    shapes = pixel_tiles(a)
     one_row[0], one_row[1], one_row[2] = 1, 0, 0
     zeros = reals(a, a.work + thread * a.work_stride)
     rows = integers(address(zeros + a.w_stride))
@@ -311,22 +261,9 @@ def depthwise_pixels(a, begin, end, thread):
             last = min(channel + size, a.channels)
             for t in range(s.tile_count):
                 tile = tiles[t]
-                if tile.list < 0:
-                    pixel_tile(
-                        a,
-                        s,
-                        tile.pixels,
-                        rows,
-                        integers(tile.columns),
-                        1,
-                        channel,
-                        last,
-                        y + tile.y,
-                        c,
-                        state,
-                    )
-                else:
+                count, y_t, rows_t = tile.pixels, y + tile.y, rows
+                columns_t, blocks = integers(tile.columns), int64(1)
+                if tile.list >= 0:
                     made = lists + tile.list
-                    pixel_tile(
-                        a, s, tile.pixels, one_row, made + 1, made[0], channel, last, y + tile.y, c, state
-                    )
+                    rows_t, columns_t, blocks = one_row, made + 1, made[0]
+                pixel_tile(a, shapes, s, count, rows_t, columns_t, blocks, channel, last, y_t, c, state)

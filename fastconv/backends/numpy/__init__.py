@@ -16,6 +16,7 @@ from ...problem import (
     DEFORM_CONV,
     DEFORM_GRAD,
     DEFORM_TRANSPOSE,
+    SEPARABLE,
     WEIGHT_GRAD,
     Problem,
 )
@@ -27,6 +28,7 @@ from .dcn import dcnv3, dcnv3_grad, dcnv4, dcnv4_grad
 from .deform_conv import deform_conv
 from .deform_conv_grad import deform_conv_grad
 from .deform_conv_transpose import deform_conv_transpose
+from .separable_conv import separable_conv
 
 __all__ = ["backend"]
 
@@ -45,6 +47,19 @@ def _build(formula: Callable[..., np.ndarray]) -> Callable:
         return run
 
     return build
+
+
+def _build_separable(problem: Any) -> Callable:
+    def run(output, input, d, a, w, b, threads):
+        (x,) = _formula_arrays(problem, input)
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = separable_conv(problem, x, d, a, w.astype(np.float64))
+            if b is not None:
+                y += b.reshape(-1, *(1,) * problem.ndim)
+            y = apply(problem.activation, y)
+            output[...] = y if problem.layout == "NCHW" else np.moveaxis(y, 1, -1)
+
+    return run
 
 
 def _build_weight_grad(problem: Problem) -> Callable:
@@ -117,6 +132,7 @@ class _Oracle:
         ),
         Kernel("dcnv3_direct", "numpy", ("dcnv3",), _accept, _cost, _build(dcnv3)),
         Kernel("dcnv4_direct", "numpy", ("dcnv4",), _accept, _cost, _build(dcnv4)),
+        Kernel("separable_conv_direct", "numpy", SEPARABLE, _accept, _cost, _build_separable),
         Kernel("conv_weight_grad_direct", "numpy", WEIGHT_GRAD, _accept, _cost, _build_weight_grad),
         Kernel("deform_conv_grad_direct", "numpy", DEFORM_GRAD, _accept, _cost, _build_deform_grad),
         Kernel("dcnv3_grad_direct", "numpy", ("dcnv3_grad",), _accept, _cost, _build_dcn_grad(dcnv3_grad)),

@@ -11,8 +11,8 @@ from . import STATELESS, Implementation
 
 def build(case: Case, threads: int, layout: str) -> Runner:
     """Return a compiled call that takes the weights each time, in the order it likes best."""
-    if case.workload.variant == "deform_conv":
-        raise Inapplicable("no deformable convolution")
+    if case.workload.variant in ("deform_conv", "separable_conv"):
+        raise Inapplicable(f"no {case.workload.variant}")
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -8,11 +8,19 @@ from ..case import Case, Runner
 from . import PREPARED, Implementation
 
 OPSET = 22
-OPERATORS = {"conv": "Conv", "conv_transpose": "ConvTranspose", "deform_conv": "DeformConv"}
+OPERATORS = {
+    "conv": "Conv",
+    "conv_transpose": "ConvTranspose",
+    "deform_conv": "DeformConv",
+    "separable_conv": "Conv",
+}
 
 
 def model(case: Case, opset: int = OPSET) -> bytes:
-    """Return a model of one node: the input (and the offset and mask) come in, the weights are constants."""
+    """Return a model of one node: the input (and the offset and mask) come in, the weights are constants.
+
+    For a separable convolution there is a second one.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     problem, workload = case.problem, case.workload
@@ -31,13 +39,18 @@ def model(case: Case, opset: int = OPSET) -> bytes:
     if workload.variant == "deform_conv":
         attributes["offset_group"] = problem.offset_groups
         inputs += ["offset", *(["", "mask"] if problem.mask else [])]
-    node = helper.make_node(OPERATORS[workload.variant], inputs, ["output"], **attributes)
+    last = ["between"] if workload.pointwise else ["output"]
+    nodes = [helper.make_node(OPERATORS[workload.variant], inputs, last, **attributes)]
+    weights = {"weight": case.operands["depthwise_weight" if workload.pointwise else "weight"]}
+    if workload.pointwise:
+        weights["mixing"] = case.operands["pointwise_weight"]
+        nodes.append(helper.make_node("Conv", ["between", "mixing"], ["output"]))
     graph = helper.make_graph(
-        [node],
+        nodes,
         "layer",
         [helper.make_tensor_value_info(name, kind, case.operands[name].shape) for name in fed],
         [helper.make_tensor_value_info("output", kind, problem.output_shape)],
-        [numpy_helper.from_array(case.operands["weight"], "weight")],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     # IR 10 is read by every version that has the operators.
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

@@ -35,7 +35,8 @@ def _model(case: Case, fed: list[str]) -> Any:
     given = [op.parameter(case.operands[name].shape, np.dtype(case.dtype), name) for name in fed]
     strides, dilations = list(problem.stride), list(problem.dilation)
     before, after = [b for b, _ in problem.padding], [a for _, a in problem.padding]
-    weight, groups = case.operands["weight"], problem.groups
+    weight = case.operands["depthwise_weight" if workload.pointwise else "weight"]
+    groups = problem.groups
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
     if workload.variant == "deform_conv":
         x, offset, *mask = given
@@ -57,6 +58,9 @@ def _model(case: Case, fed: list[str]) -> Any:
     else:
         function, constant = (op.convolution, weight) if groups == 1 else (op.group_convolution, grouped)
         node = function(given[0], op.constant(constant), strides, before, after, dilations)
+    if workload.pointwise:
+        ones, none = [1] * problem.ndim, [0] * problem.ndim
+        node = op.convolution(node, op.constant(case.operands["pointwise_weight"]), ones, none, none, ones)
     return ov.Model([node], given)
 
 

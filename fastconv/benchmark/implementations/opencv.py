@@ -11,8 +11,8 @@ OPSET = 11  # its reader is older than ONNX Runtime's
 
 def build(case: Case, threads: int) -> Runner:
     """Return a forward pass of a network read from ONNX."""
-    if case.workload.variant == "deform_conv":
-        raise Inapplicable("no deformable convolution")
+    if case.workload.variant in ("deform_conv", "separable_conv"):
+        raise Inapplicable(f"no {case.workload.variant}")
     if case.dtype != "float32":
         raise Inapplicable("only float32")
     import cv2

@@ -7,7 +7,7 @@ import numpy as np
 
 import fastconv
 
-from ... import config
+from ... import config, separable
 from ...call import OPERANDS, OPTIONS, Call, find_call
 from ...gradcall import find_grad_call
 from ..case import Case, Runner
@@ -19,8 +19,11 @@ BACKENDS = ("cython", "numba")
 def build_call(case: Case, threads: int, backend: str) -> Runner:
     """Return an ordinary call; the number of threads is the process's, from FASTCONV_NUM_THREADS."""
     function = getattr(fastconv, case.workload.op)
-    arguments = (*map(case.operands.get, OPERANDS), tuple({**OPTIONS, **case.options}.values()), backend)
-    made = find_call(case.workload.op, *arguments)  # type: ignore[arg-type]
+    if case.workload.pointwise:
+        made: Call = _separable(case, backend)
+    else:
+        arguments = (*map(case.operands.get, OPERANDS), tuple({**OPTIONS, **case.options}.values()), backend)
+        made = find_call(case.workload.op, *arguments)  # type: ignore[arg-type]
     call = functools.partial(function, **case.operands, **case.options, backend=backend)
     return Runner(call, lambda y: [y], made.kernel.name, _isa(), _scratch(made, threads))
 
@@ -28,15 +31,23 @@ def build_call(case: Case, threads: int, backend: str) -> Runner:
 def build_plan(case: Case, threads: int, backend: str, layout: str) -> Runner:
     """Return a call of a plan, with an array of its own for the result."""
     workload = case.workload
-    x, *sampling = (arranged(case.operands[name], layout) for name in case.wanted if name != "weight")
+    x, *sampling = (arranged(case.operands[name], layout) for name in case.wanted if "weight" not in name)
     options = {**case.options, "layout": layout}
     if workload.offset_groups:
         options |= {"offset_groups": workload.offset_groups, "mask": workload.mask}
-    plan = fastconv.plan(workload.op, x.shape, case.operands["weight"], **options, backend=backend)
+    weights = [array for name, array in case.operands.items() if "weight" in name]
+    make: Any = fastconv.plan_separable if workload.pointwise else fastconv.plan
+    plan = make(workload.op, x.shape, *weights, **options, backend=backend)
     out = np.empty(plan.output_shape, plan.dtype)
     call = functools.partial(plan, x, *sampling, out=out)
     arrays = lambda y: [channels_first(y, layout)]
     return Runner(call, arrays, plan.kernel.name, _isa(), _scratch(plan._call, threads))
+
+
+def _separable(case: Case, backend: str) -> Call:
+    operands = {**dict.fromkeys(separable.OPERANDS), **case.operands}
+    options = {"padding_mode": "zeros", "layout": "NCHW"} | dict.fromkeys(separable.OPTIONS[5:])
+    return separable.find_separable_call(case.workload.op, operands, options | case.options, backend, True)
 
 
 def build_gradient(case: Case, threads: int, backend: str, layout: str) -> Runner:

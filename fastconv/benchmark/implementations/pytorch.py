@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from ...problem import Problem
 from ..case import Case, Inapplicable, Runner
 from . import PREPARED, STATELESS, Implementation
 
@@ -19,6 +20,8 @@ def build(case: Case, threads: int, layout: str, packed: bool = False) -> Runner
     """Return a convolution in one layout; `packed` with its weights in oneDNN's own order."""
     if case.workload.variant == "deform_conv":
         raise Inapplicable("no deformable convolution")
+    if case.workload.pointwise:
+        return build_separable(case, threads, layout, packed)
     torch = prepared_torch(threads)
     x, weight = (torch.from_numpy(case.operands[name]) for name in ("input", "weight"))
     geometry = Geometry(case)
@@ -41,6 +44,24 @@ def build(case: Case, threads: int, layout: str, packed: bool = False) -> Runner
         function = functools.partial(geometry.function(torch), **geometry.keywords)
         run = lambda: function(torch.from_numpy(given[0]), torch.from_numpy(given[1])).numpy()
         return Runner(inference(torch, run), lambda y: [y], kernel)
+    return Runner(inference(torch, run), lambda y: [unlifted(y, case).numpy()], kernel)
+
+
+def build_separable(case: Case, threads: int, layout: str, packed: bool) -> Runner:
+    """Return two convolutions, the second of what the first returns."""
+    torch = prepared_torch(threads)
+    arrange = arranged(torch, case, layout)
+    names = ("input", "depthwise_weight", "pointwise_weight")
+    x, depthwise, pointwise = (arrange(torch.from_numpy(case.operands[name])) for name in names)
+    first, last = (Geometry(case, part) for part in case.problem.parts())  # type: ignore[attr-defined]
+    if packed:
+        between = first.forward(torch, x, depthwise)()
+        depthwise, pointwise = first.pack(torch, depthwise, x), last.pack(torch, pointwise, between)
+        run = lambda: last.run_packed(torch, first.run_packed(torch, x, depthwise), pointwise)
+        kernel = "mkldnn._convolution_pointwise, twice"
+    else:
+        run = lambda: last.forward(torch, first.forward(torch, x, depthwise)(), pointwise)()
+        kernel = f"two convolutions, {layout}"
     return Runner(inference(torch, run), lambda y: [unlifted(y, case).numpy()], kernel)
 
 
@@ -80,8 +101,8 @@ class Geometry:
     oneDNN's operators and channels-last exist from two axes on: a sound becomes a picture one pixel high.
     """
 
-    def __init__(self, case: Case):
-        problem = case.problem
+    def __init__(self, case: Case, part: Problem | None = None):
+        problem = part or case.problem
         lift = lambda values, one: ([one] if problem.ndim == 1 else []) + list(values)
         self.ndim = max(2, problem.ndim)
         self.transposed = problem.variant == "conv_transpose"
