@@ -232,7 +232,15 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(entry.weight, np.float32) if entry.weight else None
     forward = entry.op.removesuffix("_weight_grad").removesuffix("_grad")
-    plan = fastconv.plan(forward, entry.input, weight, **entry.options, backend="cython", num_threads=1)
+    options = dict(entry.options, backend="cython", num_threads=1)
+    outputs = options.pop("outputs", None)  # of the pointwise part of a separable convolution
+    constant = [weight, None]
+    if outputs is None or weight is None:
+        plan = fastconv.plan(forward, entry.input, weight, **options)
+    else:
+        pointwise = rng.standard_normal((outputs, entry.weight[0], *(1,) * len(entry.weight[2:])), np.float32)
+        plan = fastconv.plan_separable(forward, entry.input, weight, pointwise, **options)
+        constant += [pointwise, None]
     problem = replace(plan.problem, op=entry.op)
     (kernel,) = (k for k in fastconv.kernels(entry.op, backend="cython") if k.name == entry.kernel)
     refusal = kernel.refuse(problem)
@@ -258,7 +266,7 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     if forward != entry.op:
         return lambda: program(weight, operands[0], out, None, None, None, 1), problem.bytes
     if weight is not None and hasattr(program, "bind"):
-        program, weight = program.bind(weight, None), None
+        program, weight = program.bind(*constant), None
     given, offset, mask, *_ = [*operands, None, None]
     return lambda: program(out, given, weight, None, offset, mask, 1), problem.bytes
 
