@@ -16,7 +16,7 @@ import ctypes, mmap
 import numpy as np
 import fastconv
 from fastconv import config, testing
-from fastconv.problem import DCN, DEFORM_GRAD, FORWARD_OPS, WEIGHT_GRAD
+from fastconv.problem import DCN, DEFORM_GRAD, FORWARD_OPS, SEPARABLE, WEIGHT_GRAD
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -56,6 +56,23 @@ for op in FORWARD_OPS:
                 plan = fastconv.plan(op, case.input_shape, placed.get("weight"), placed.get("bias"),
                                      **exact, **deformable, dtype=case.dtype, backend=BACKEND)
                 plan(placed["input"], placed.get("offset"), placed.get("mask"), out=out)
+                testing.assert_exact(out, expected, case)
+
+for op in SEPARABLE:
+    for number, case in enumerate(testing.cases(op, COUNT, seed=7)):
+        operands = case.arrays()
+        expected = getattr(fastconv, op)(**operands, **case.options, backend="numpy")
+        isa = ISAS[number % len(ISAS)]
+        for side in ("begin", "end"):
+            print(isa, side, case, flush=True)
+            placed = {name: fenced(array, side) for name, array in operands.items()}
+            out = fenced(np.zeros_like(expected), side)
+            with config.limit_isa(isa):
+                getattr(fastconv, op)(**placed, **case.options, out=out, backend=BACKEND)
+                testing.assert_exact(out, expected, case)
+                out[...] = 0
+                x = placed.pop("input")
+                fastconv.plan_separable(op, x.shape, **placed, **case.options, backend=BACKEND)(x, out=out)
                 testing.assert_exact(out, expected, case)
 
 for op in WEIGHT_GRAD:
