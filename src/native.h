@@ -13,6 +13,7 @@
 #endif
 
 #include "program.h"
+#include "relax.h"
 #include "turns.h"
 
 #define INLINE static inline __attribute__((always_inline))

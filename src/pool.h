@@ -64,15 +64,6 @@ static void pool_after_fork(void)
 
 static int watch_forks(void) { return pthread_atfork(0, 0, pool_after_fork); }
 
-static inline void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 /* Go to the next step that has tasks; only for who did the last task of the one before. */
 static void next_step(job *j)
 {

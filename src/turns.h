@@ -12,10 +12,8 @@ static void await_progress(const int64_t *progress, int64_t wanted)
     for (int64_t spin = 0; __atomic_load_n(progress, __ATOMIC_ACQUIRE) < wanted; spin++) {
         if (spin >= SPINS) /* more threads than cores: who is waited for may not be running */
             sched_yield();
-#if defined(__x86_64__)
         else
-            __builtin_ia32_pause();
-#endif
+            relax();
     }
 }
 
