@@ -54,6 +54,23 @@ def test_sampled_points_count_where_they_lie():
     assert unknown.bytes == 4 * (5 + 3 + 15 + 10)
 
 
+def test_relatives_of_the_deformable_convolution():
+    shape, size = (2, 4, 7, 6), 7 * 6
+    weightless = fastconv.cost("dcnv3", shape, kernel_size=3, padding=1, remove_center=True, offset_groups=2)
+    assert weightless.parameters == 0
+    assert weightless.macs == 2 * 4 * size * 8
+    assert weightless.sampling_macs == 4 * weightless.macs
+    assert weightless.macs_inside == 2 * 4 * (20 * 8 + 18 * 5 + 4 * 3)  # inside, edges, corners
+    assert weightless.bytes == 4 * 2 * size * (4 + 4 + 2 * 8 * 3)
+    offset = np.full((2, 8, 7, 6), 0.5)
+    back = fastconv.cost("deform_conv_transpose2d", shape, (4, 3, 2, 2), offset=offset, bias=True)
+    assert back.parameters == 4 * 3 * 4 + 3
+    assert back.macs == back.macs_inside == 2 * 4 * size * 3 * 4
+    assert back.sampling_macs == 2 * 3 * size * 4 * 4
+    far = fastconv.cost("deform_conv_transpose2d", shape, (4, 3, 2, 2), offset=offset + 99)
+    assert far.macs_inside == 0
+
+
 def test_groups_divide_parameters_and_work():
     standard = fastconv.cost("conv2d", (1, 64, 28, 28), (128, 64, 3, 3), padding=1)
     for g in (2, 4, 64):
@@ -129,5 +146,7 @@ def test_what_does_not_fit_is_told():
         fastconv.cost("conv2d", (3, 8, 8), (4, 2, 3, 3))
     with pytest.raises(TypeError, match="mask must be an array or a shape"):
         fastconv.cost("deform_conv2d", (3, 8, 8), (4, 3, 3, 3), mask=True)
+    with pytest.raises(ValueError, match="dcnv4 has no bias"):
+        fastconv.cost("dcnv4", (3, 8, 8), kernel_size=3, bias=True)
     with pytest.raises(ValueError, match="belong to deformable"):
         fastconv.cost("conv2d", (3, 8, 8), (4, 3, 3, 3), offset_groups=1)

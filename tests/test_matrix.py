@@ -9,7 +9,7 @@ from scipy.sparse.linalg import lsqr
 from test_against_scipy import GEOMETRIES, MODES, PADDED, deformed_system, ids, system
 
 import fastconv
-from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, OPS
+from fastconv.problem import CONV, CONV_TRANSPOSE, DCN, DEFORM_CONV, OPS
 from fastconv.testing import assert_exact
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -66,6 +66,67 @@ def test_y_is_a_x_for_a_batch_in_both_layouts(op, layout):
     assert_exact((a @ arrays["input"].ravel()).reshape(y.shape), y)
 
 
+RELATIVES = {
+    "deform_conv_transpose2d": dict(stride=(2, 1), padding=1, groups=2, output_padding=(1, 0)),
+    "dcnv3": dict(kernel_size=(3, 5), offset_scale=0.5, remove_center=True, padding=(1, 2), dilation=(2, 1), stride=(1, 2)),
+    "dcnv4": dict(kernel_size=(2, 3), padding=((0, 1), (1, 1)), offset_scale=2.0),
+}  # fmt: skip
+
+
+def relative(op, layout):
+    """Return the arrays of a call of one of the deformable convolution's relatives, with two offset groups or three."""
+    options, data = RELATIVES[op], rng()
+    groups, weight = (3, integers(data, (4, 3, 3, 2))) if op not in DCN else (2, None)
+    problem = fastconv.Problem.create(op, (2, 4, 7, 6), None if weight is None else weight.shape, **options)
+    size = problem.input_size if problem.transposed else problem.output_size
+    arrays = {
+        "input": integers(data, (2, 4, 7, 6)),
+        "mask": integers(data, (2, groups * problem.points, *size)),
+    }
+    arrays["offset"] = data.integers(-8, 9, (2, 2 * groups * problem.points, *size)) / 4
+    return arranged(arrays, layout) | ({} if weight is None else {"weight": weight})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", RELATIVES)
+def test_relatives_of_the_deformable_convolution(op, layout):
+    arrays, options = relative(op, layout), RELATIVES[op] | {"layout": layout}
+    a = fastconv.matrix(op, arrays["input"].shape, **without(arrays, "input"), **options)
+    operator = fastconv.linear_operator(op, arrays["input"].shape, **without(arrays, "input"), **options)
+    y = call(op, arrays, **options)
+    gy = integers(rng(), y.size)
+    products = (
+        (a @ arrays["input"].ravel(), y),
+        (operator @ arrays["input"].ravel(), y),
+        (operator.T @ gy, a.T @ gy),
+    )
+    for found, expected in products:
+        if op == "dcnv3":  # a softmax is no whole number
+            assert np.allclose(found, expected.ravel(), rtol=0, atol=1e-13)
+        else:
+            assert_exact(found, expected.ravel())
+
+
+def test_a_transposed_deformable_convolution_is_the_transpose():
+    arrays = relative("deform_conv_transpose2d", "NCHW")
+    options = {
+        name: value
+        for name, value in RELATIVES["deform_conv_transpose2d"].items()
+        if name != "output_padding"
+    }
+    moved = {"offset": arrays["offset"], "mask": arrays["mask"]}
+    y = call("deform_conv_transpose2d", arrays, **RELATIVES["deform_conv_transpose2d"])
+    forward = fastconv.matrix("deform_conv2d", y.shape, arrays["weight"], **moved, **options)
+    transposed = fastconv.matrix(
+        "deform_conv_transpose2d",
+        arrays["input"].shape,
+        arrays["weight"],
+        **moved,
+        **RELATIVES["deform_conv_transpose2d"],
+    )
+    assert abs(transposed - forward.T).sum() == 0
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("geometry", PADDED, ids=ids)
@@ -119,6 +180,9 @@ def test_an_empty_batch():
         (dict(output_padding=1), ValueError, "output_padding belongs to transposed convolutions"),
         (dict(offset=np.zeros((1, 18, 6, 6))), ValueError, "belong to deformable convolutions"),
         (dict(op="deform_conv2d"), TypeError, "offset must be an array"),
+        (dict(op="dcnv4", weight=None, kernel_size=3), TypeError, "offset must be an array"),
+        (dict(op="dcnv4"), TypeError, "weight must be None"),
+        (dict(weight=None), TypeError, "weight must be an array"),
         (dict(input_shape=(1, 2, 10**6, 10**6)), MemoryError, "the matrix with entries"),
     ],
 )

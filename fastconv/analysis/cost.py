@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..problem import DEFORM_CONV, Problem
+from ..problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem
 from .arguments import as_image_operands, is_shape, problem_of
-from .geometry import positions, source_pixels
+from .geometry import positions, source_pixels, tap_numbers
 
 __all__ = ["Cost", "cost", "inbounds_flops"]
 
@@ -17,7 +17,7 @@ __all__ = ["Cost", "cost", "inbounds_flops"]
 def cost(
     op: str,
     input_shape: Sequence[int],
-    weight: Any,
+    weight: Any = None,
     *,
     bias: bool = False,
     offset: Any = None,
@@ -31,6 +31,9 @@ def cost(
     output_size: Any = None,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    kernel_size: Any = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
     dtype: Any = None,
 ) -> "Cost":
     """Return what a convolution costs, whoever computes it.
@@ -42,7 +45,7 @@ def cost(
     input_shape : sequence of int
         Shape of the input, (N, C, *spatial) or (C, *spatial), or channels last with ``layout="NHWC"``.
     weight : array_like or tuple of int
-        As for the function, or its shape.
+        As for the function, or its shape; ``"dcnv3"`` and ``"dcnv4"`` have none.
     bias : bool, optional
         Whether there is a bias.
     offset, mask : array_like or tuple of int, optional
@@ -52,6 +55,8 @@ def cost(
         In place of `offset`: the number of channel groups with offsets of their own; 1 if not given.
     stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout
         As for the function. `groups` is 1 if not given (for a deformable convolution: as the shapes say).
+    kernel_size, offset_scale, remove_center : optional
+        As for :func:`dcnv3`, where they take the place of a weight.
     dtype : dtype, optional
         Type that bytes are counted in; that of the arrays if not given, float32 for shapes.
 
@@ -82,7 +87,8 @@ def cost(
     """
     if isinstance(mask, bool):
         raise TypeError(f"mask must be an array or a shape, got {mask}")
-    if op in DEFORM_CONV and offset is None and offset_groups is None:
+    deformable = op in DEFORM_CONV + DEFORM_TRANSPOSE + DCN
+    if deformable and offset is None and offset_groups is None:
         offset_groups = 1
     problem, unbatched = problem_of(
         op,
@@ -101,14 +107,23 @@ def cost(
         output_size=output_size,
         padding_mode=padding_mode,
         layout=layout,
+        kernel_size=kernel_size,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
     )
     moved = None if offset is None or is_shape(offset) else as_image_operands(problem, unbatched, offset)
-    samples = problem.batch * problem.in_channels * problem.taps * math.prod(problem.output_size)
+    channels, pixels = (
+        (problem.out_channels, problem.input_size)
+        if problem.transposed
+        else (problem.in_channels, problem.output_size)
+    )
+    samples = problem.batch * channels * problem.points * math.prod(pixels)
+    weights = 0 if op in DCN else math.prod(problem.weight_shape)
     return Cost(
-        parameters=math.prod(problem.weight_shape) + (problem.out_channels if bias else 0),
-        macs=problem.flops // 2,
+        parameters=weights + (problem.out_channels if bias else 0),
+        macs=problem.flops // 2 * problem.points // problem.taps,
         macs_inside=inbounds_flops(problem, moved) // 2,
-        sampling_macs=samples * 2**problem.ndim if problem.variant == "deform_conv" else 0,
+        sampling_macs=samples * 2**problem.ndim if deformable else 0,
         bytes=problem.bytes,
     )
 
@@ -126,7 +141,8 @@ class Cost:
     macs_inside : int
         Multiply-adds of the taps on the image: what has to be done.
     sampling_macs : int
-        Multiply-adds of interpolating between pixels (deformable only), not counted in the others.
+        Multiply-adds of interpolating between pixels (deformable only), not counted in the others. That many are
+        added to pixels in a transposed one.
     bytes : int
         Compulsory memory traffic: each operand and the result, once.
     """
@@ -184,9 +200,14 @@ def inbounds_flops(problem: Problem, offset: np.ndarray | None = None) -> int:
     """
     if offset is not None:
         inside = _sampled_inside(problem, offset)
-        channels = problem.in_channels // problem.offset_groups
-        return 2 * inside * channels * (problem.out_channels // problem.groups)
-    met = problem.output_size if problem.variant == "conv_transpose" else problem.input_size
+        moved, mixed = problem.in_channels, problem.out_channels
+        if problem.transposed:
+            moved, mixed = mixed, moved
+        return 2 * inside * (moved // problem.offset_groups) * (mixed // problem.groups)
+    if problem.variant in DCN:
+        nowhere = (problem.batch, problem.offset_groups * problem.points * problem.ndim, *problem.output_size)
+        return inbounds_flops(problem, np.broadcast_to(0.0, nowhere))
+    met = problem.output_size if problem.transposed else problem.input_size
     pairs = [
         np.count_nonzero(source_pixels(positions(problem, axis), size, problem.padding_mode) >= 0)
         for axis, size in enumerate(met)
@@ -196,15 +217,16 @@ def inbounds_flops(problem: Problem, offset: np.ndarray | None = None) -> int:
 
 def _sampled_inside(problem: Problem, offset: np.ndarray) -> int:
     """Count the sampled points, over images, offset groups, taps and output pixels, that are not zero by rule."""
-    ndim, size = problem.ndim, problem.output_size
-    moved = offset.reshape(problem.batch, problem.offset_groups, problem.taps, ndim, *size)
+    ndim, size = problem.ndim, offset.shape[2:]
+    met = problem.output_size if problem.transposed else problem.input_size
+    moved = offset.reshape(problem.batch, problem.offset_groups, problem.points, ndim, *size)
     total = 0
-    for index, tap in enumerate(np.ndindex(*problem.kernel_size)):
+    for index, tap in enumerate(tap_numbers(problem)):
         inside: Any = True
         for axis in range(ndim):
             grid = positions(problem, axis)[:, tap[axis]]
-            at = moved[:, :, index, axis] + grid.reshape(-1, *(1,) * (ndim - 1 - axis))
-            inside = inside & (at > -1) & (at < problem.input_size[axis])
+            at = problem.offset_scale * moved[:, :, index, axis] + grid.reshape(-1, *(1,) * (ndim - 1 - axis))
+            inside = inside & (at > -1) & (at < met[axis])
         total += int(np.count_nonzero(inside))
     return total
 
@@ -212,6 +234,8 @@ def _sampled_inside(problem: Problem, offset: np.ndarray) -> int:
 def _out_channels(op: str, weight: Any, groups: int | None) -> int:
     """Return the number of output channels that a weight, or its shape, says."""
     shape = weight if is_shape(weight) else np.shape(weight)
+    if op in DCN:
+        raise ValueError(f"{op} has no bias")
     if len(shape) < 2:
         return 0
-    return shape[1] * (groups or 1) if op.startswith("conv_transpose") else shape[0]
+    return shape[1] * (groups or 1) if op in CONV_TRANSPOSE + DEFORM_TRANSPOSE else shape[0]

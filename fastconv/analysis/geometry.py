@@ -8,7 +8,7 @@ import numpy as np
 
 from ..problem import Problem
 
-__all__ = ["Reads", "deformed_reads", "positions", "reads", "source_pixels"]
+__all__ = ["Reads", "deformed_reads", "positions", "reads", "source_pixels", "tap_numbers"]
 
 
 class Reads(NamedTuple):
@@ -47,15 +47,27 @@ def positions(problem: Problem, axis: int) -> np.ndarray:
     """Return, for each pixel walked along an axis and each tap, the position on the other side of the convolution.
 
     Outputs walk and meet positions of the padded input; in a transposed convolution inputs do, and meet outputs.
+    The grid of DCNv3 and DCNv4 is scaled about its middle.
     """
-    walked = problem.input_size if problem.variant == "conv_transpose" else problem.output_size
+    walked = problem.input_size if problem.transposed else problem.output_size
     taps = np.arange(problem.kernel_size[axis]) * problem.dilation[axis]
+    if problem.offset_scale != 1:
+        middle = problem.dilation[axis] * (problem.kernel_size[axis] - 1) // 2
+        taps = middle + problem.offset_scale * (taps - middle)
     return np.arange(walked[axis])[:, None] * problem.stride[axis] - problem.padding[axis][0] + taps
+
+
+def tap_numbers(problem: Problem) -> list[tuple[int, ...]]:
+    """Return the taps in their order, without the one in the middle where that is left out."""
+    taps = list(np.ndindex(*problem.kernel_size))
+    if problem.remove_center:
+        del taps[len(taps) // 2]
+    return taps
 
 
 def reads(problem: Problem, tap: Sequence[int]) -> Reads:
     """Return what one tap of a convolution or transposed convolution reads."""
-    transposed = problem.variant == "conv_transpose"
+    transposed = problem.transposed
     met_size = problem.output_size if transposed else problem.input_size
     met = np.zeros((), np.int64)
     exists = np.ones((), bool)
@@ -79,16 +91,21 @@ def deformed_reads(
     problem : Problem
     tap : sequence of int
     offset : numpy.ndarray, shape (ndim, OD, OH, OW)
-        Displacements of this tap, in input pixels.
+        Displacements of this tap, in units of the problem's offset scale; of input pixels in a transposed one.
     mask : numpy.ndarray, shape (OD, OH, OW), optional
         Factors of this tap.
+
+    Notes
+    -----
+    A point that is no number reads NaN; in a transposed convolution it reaches no output.
     """
+    met_size = problem.output_size if problem.transposed else problem.input_size
     grid = np.meshgrid(*(positions(problem, a)[:, t] for a, t in enumerate(tap)), indexing="ij")
-    points = (np.stack(grid) + offset).reshape(problem.ndim, -1)
+    points = (np.stack(grid) + problem.offset_scale * offset).reshape(problem.ndim, -1)
     factor = np.ones(points.shape[1]) if mask is None else mask.ravel()
-    size = np.array(problem.input_size)[:, None]
+    size = np.array(met_size)[:, None]
     inside = np.all((points > -1) & (points < size), axis=0)
-    unknown = np.isnan(points).any(axis=0)
+    unknown = np.isnan(points).any(axis=0) & (not problem.transposed)
     low = np.floor(np.where(inside, points, 0)).astype(np.int64)
     found = [
         Reads(np.flatnonzero(unknown), np.zeros(unknown.sum(), np.int64), points[:, unknown].sum(axis=0))
@@ -98,5 +115,6 @@ def deformed_reads(
         exists = inside & np.all((pixel >= 0) & (pixel < size), axis=0)
         rows, pixel = np.flatnonzero(exists), pixel[:, exists]
         shares = np.prod(1 - np.abs(points[:, exists] - pixel), axis=0) * factor[exists]
-        found.append(Reads(rows, np.ravel_multi_index(tuple(pixel), problem.input_size), shares))
-    return Reads(*map(np.concatenate, zip(*found, strict=True)))
+        found.append(Reads(rows, np.ravel_multi_index(tuple(pixel), met_size), shares))
+    walked, met, shares = map(np.concatenate, zip(*found, strict=True))
+    return Reads(met, walked, shares) if problem.transposed else Reads(walked, met, shares)

@@ -15,7 +15,7 @@ import numpy as np
 from ..call import as_arrays, check_memory
 from ..problem import Problem
 from .arguments import as_image_operands, problem_of
-from .geometry import Reads, deformed_reads, reads
+from .geometry import Reads, deformed_reads, reads, tap_numbers
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -28,7 +28,7 @@ BYTES_PER_ENTRY = 3 * 8  # row, column and value, while the matrix is put togeth
 def matrix(
     op: str,
     input_shape: Sequence[int],
-    weight: Any,
+    weight: Any = None,
     *,
     offset: Any = None,
     mask: Any = None,
@@ -40,6 +40,9 @@ def matrix(
     output_size: Any = None,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    kernel_size: Any = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
 ) -> "csr_array":
     """Return the matrix of a convolution: ``y.ravel() == A @ x.ravel()``, without bias.
 
@@ -53,11 +56,13 @@ def matrix(
     input_shape : sequence of int
         Shape of x, (N, C, *spatial) or (C, *spatial), or channels last with ``layout="NHWC"``.
     weight : array_like
-        As for the function.
+        As for the function; ``"dcnv3"`` and ``"dcnv4"`` have none.
     offset, mask : array_like, optional
         As for the function (deformable only): A depends on them.
     stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout
         As for the function. `groups` is 1 if not given (for a deformable convolution: as the shapes say).
+    kernel_size, offset_scale, remove_center : optional
+        As for :func:`dcnv3`, where they take the place of a weight.
 
     Returns
     -------
@@ -111,13 +116,18 @@ def matrix(
         output_size=output_size,
         padding_mode=padding_mode,
         layout=layout,
+        kernel_size=kernel_size,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
     )
-    corners = 2**problem.ndim if problem.variant == "deform_conv" else 1
+    corners = 2**problem.ndim if problem.offset_groups else 1
     check_memory(
         "the matrix with entries", (problem.flops // 2 * corners, BYTES_PER_ENTRY), np.dtype(np.int8)
     )
-    (weight,) = as_arrays(weight=weight)
+    (weight,) = as_arrays(weight=np.ones(problem.weight_shape) if weight is None else weight)
     offset, mask = (as_image_operands(problem, unbatched, array) for array in (offset, mask))
+    if problem.variant == "dcnv3" and mask is not None:
+        mask = _softmax(problem, mask)
     triples: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for image in range(problem.batch):
         for channels, pixels in _factors(problem, np.asarray(weight, np.float64), offset, mask, image):
@@ -131,20 +141,28 @@ def _factors(
     problem: Problem, weight: np.ndarray, offset: np.ndarray | None, mask: np.ndarray | None, image: int
 ) -> Iterator[tuple[Reads, Reads]]:
     """Yield the Kronecker factors of one image: how a tap maps channels, and how it maps pixels."""
-    dg, taps = problem.offset_groups, problem.taps
-    for t, tap in enumerate(np.ndindex(*problem.kernel_size)):
+    dg, points = problem.offset_groups, problem.points
+    displaced = problem.out_channels if problem.transposed else problem.in_channels
+    for t, tap in enumerate(tap_numbers(problem)):
         channels = _channels(problem, weight[(slice(None), slice(None), *tap)])
         if offset is None:
             yield channels, reads(problem, tap)
             continue
-        moved = offset[image].reshape(dg, taps, problem.ndim, *problem.output_size)
-        factor = None if mask is None else mask[image].reshape(dg, taps, *problem.output_size)
+        moved = offset[image].reshape(dg, points, problem.ndim, *offset.shape[2:])
+        factor = None if mask is None else mask[image].reshape(dg, points, *mask.shape[2:])
         for d in range(dg):
-            own = channels.columns // (problem.in_channels // dg) == d
+            own = (channels.rows if problem.transposed else channels.columns) // (displaced // dg) == d
             yield (
                 Reads(*(part[own] for part in channels)),
                 deformed_reads(problem, tap, moved[d, t], None if factor is None else factor[d, t]),
             )
+
+
+def _softmax(problem: Problem, logits: np.ndarray) -> np.ndarray:
+    """Return masks that add up to one over the points of each group."""
+    by = logits.reshape(len(logits), problem.offset_groups, problem.points, -1)
+    powers = np.exp(by - by.max(axis=2, keepdims=True))
+    return (powers / powers.sum(axis=2, keepdims=True)).reshape(logits.shape)
 
 
 def _channels(problem: Problem, weight: np.ndarray) -> Reads:
@@ -152,8 +170,7 @@ def _channels(problem: Problem, weight: np.ndarray) -> Reads:
     first, second = np.indices(weight.shape).reshape(2, -1)
     group = first // (weight.shape[0] // problem.groups)
     second = group * weight.shape[1] + second
-    transposed = problem.variant == "conv_transpose"  # whose weight is (C, O/G)
-    rows, columns = (second, first) if transposed else (first, second)
+    rows, columns = (second, first) if problem.transposed else (first, second)  # whose weight is (C, O/G)
     return Reads(rows, columns, weight.ravel())
 
 

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import grad
 from ..call import as_arrays
 from ..grad_plan import plan_grad
 from ..plan import plan
+from ..problem import DCN
 from .arguments import problem_of
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ __all__ = ["linear_operator"]
 def linear_operator(
     op: str,
     input_shape: Sequence[int],
-    weight: Any,
+    weight: Any = None,
     *,
     offset: Any = None,
     mask: Any = None,
@@ -32,6 +34,9 @@ def linear_operator(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     accuracy: str | None = None,
+    kernel_size: Any = None,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
     backend: Any = None,
     num_threads: int | None = None,
 ) -> "LinearOperator":
@@ -47,11 +52,13 @@ def linear_operator(
     input_shape : sequence of int
         Shape of x, (N, C, *spatial) or (C, *spatial), or channels last with ``layout="NHWC"``.
     weight : array_like
-        As for the function; copied.
+        As for the function; copied. ``"dcnv3"`` and ``"dcnv4"`` have none.
     offset, mask : array_like, optional
         As for the function (deformable only); copied.
     stride, padding, dilation, groups, output_padding, output_size, padding_mode, layout, accuracy
         As for the function. `groups` is 1 if not given (for a deformable convolution: as the shapes say).
+    kernel_size, offset_scale, remove_center : optional
+        As for :func:`dcnv3`, where they take the place of a weight.
     backend : str or sequence of str, optional
         As in :func:`use_backend`.
     num_threads : int, optional
@@ -96,14 +103,13 @@ def linear_operator(
         "layout": layout,
         "accuracy": accuracy,
     }
-    problem, _ = problem_of(op, input_shape, weight, offset=offset, mask=mask, **options)
+    sampling = {"kernel_size": kernel_size, "offset_scale": offset_scale, "remove_center": remove_center}
+    problem, _ = problem_of(op, input_shape, weight, offset=offset, mask=mask, **options, **sampling)
     dtype = problem.dtype
-    if problem.variant == "deform_conv":
-        options |= {"offset_groups": problem.offset_groups, "mask": problem.mask}
     (weight,) = as_arrays(weight=weight)
     running = {"dtype": dtype, "backend": backend, "num_threads": num_threads}
-    forward = plan(op, input_shape, weight, **options, **running)
-    backward = plan_grad(op, input_shape, weight, **options, **running, wrt="input")
+    points = {"offset_groups": problem.offset_groups} if problem.offset_groups else {}
+    forward = plan(op, input_shape, weight, **options, **sampling, **running, **points, mask=problem.mask)
     moved = {
         name: np.array(array, dtype)
         for name, array in (("offset", offset), ("mask", mask))
@@ -114,13 +120,35 @@ def linear_operator(
         image = np.asarray(x, dtype).reshape(forward.input_shape)
         return forward(image, moved.get("offset"), moved.get("mask")).ravel()
 
+    # A deformable gradient asks for the input, though that with respect to the input does not depend on it.
+    unused = np.zeros(forward.input_shape, dtype) if moved else None
+    if op in DCN:
+        given = {name: options[name] for name in ("stride", "padding", "dilation", "layout")}
+
+        def gradient(gy: np.ndarray) -> Any:
+            function = getattr(grad, op)
+            return function(
+                gy,
+                unused,
+                moved["offset"],
+                moved["mask"],
+                **given,
+                **sampling,
+                wrt="input",
+                backend=backend,
+                num_threads=num_threads,
+            )
+    else:
+        planned = plan_grad(
+            op, input_shape, weight, **options, **running, **points, mask=problem.mask, wrt="input"
+        )
+
+        def gradient(gy: np.ndarray) -> Any:
+            return planned(gy, unused, moved.get("offset"), moved.get("mask"))
+
     def rmatvec(y: np.ndarray) -> np.ndarray:
-        # A deformable gradient asks for the input, though that with respect to the input does not depend on it.
-        input = np.zeros(backward.input_shape, dtype) if moved else None
-        gy = np.asarray(y, dtype).reshape(backward.output_shape)
-        found = backward(gy, input, moved.get("offset"), moved.get("mask")).input
-        assert found is not None
-        return found.ravel()
+        gy = np.asarray(y, dtype).reshape(forward.output_shape)
+        return gradient(gy).input.ravel()
 
     shape = (int(np.prod(forward.output_shape)), int(np.prod(forward.input_shape)))
     return LinearOperator(shape, matvec=matvec, rmatvec=rmatvec, dtype=dtype)

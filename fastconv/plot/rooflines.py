@@ -145,7 +145,7 @@ def _time(plan: Plan, threads: int) -> float:
     problem = plan.problem
     x = rng.standard_normal(plan.input_shape).astype(plan.dtype)
     operands = [x]
-    if problem.variant == "deform_conv":
+    if problem.offset_groups:
         shapes = [problem.offset_shape, *([problem.mask_shape] if problem.mask else [])]
         operands += [np.ones(_as_given(plan, shape), plan.dtype) for shape in shapes]
     out = np.empty(plan.output_shape, plan.dtype)
