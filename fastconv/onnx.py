@@ -2,7 +2,8 @@
 
 The evaluator runs any ONNX network with NumPy alone, but its convolutions are slow. With these three classes in their
 place they run on the kernels of this package; ``fastconv.use_backend`` and ``fastconv.threads`` choose which, around
-the evaluator's ``run``. Needs ``pip install 'fastconv[onnx]'``.
+the evaluator's ``run``. Weights that belong to the network are packed once for each size of input, as by
+:func:`fastconv.plan`. Needs ``pip install 'fastconv[onnx]'``.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import functional
+from . import config, functional, registry
 from .errors import ShapeError, UnsupportedError
+from .plan import Plan, plan
 
 try:
     from onnx.reference import ReferenceEvaluator
@@ -22,6 +24,7 @@ except ImportError as error:
 __all__ = ["OPS", "Conv", "ConvTranspose", "DeformConv", "as_options", "evaluator"]
 
 FUNCTIONS = {"Conv": "conv", "ConvTranspose": "conv_transpose", "DeformConv": "deform_conv"}
+REMEMBERED_PLANS = 4  # of a node, each with packed weights of its own
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 Sizes = Sequence[int] | None
@@ -67,7 +70,14 @@ def evaluator(model: Any, **options: Any) -> ReferenceEvaluator:
     for op in given:
         if op.op_domain == "":
             own.pop(op.__name__, None)
-    return ReferenceEvaluator(model, new_ops=[*given, *own.values()], **options)
+    network = ReferenceEvaluator(model, new_ops=[*given, *own.values()], **options)
+    constants = dict(network.rt_inits_)
+    for node in network.rt_nodes_:
+        if node.onnx_node.op_type == "Constant":
+            constants |= zip(node.output, node.run(), strict=True)
+        elif isinstance(node, _Convolution):
+            node.kept = {name: constants[name] for name in node.input if name in constants}
+    return network
 
 
 def as_options(
@@ -165,36 +175,81 @@ def _halves(totals: Sequence[int], upper: bool) -> tuple[tuple[int, int], ...]:
     return tuple((t // 2, t - t // 2) if upper else (t - t // 2, t // 2) for t in totals)
 
 
-def _run(op_type: str, attributes: dict[str, Any], **operands: Any) -> tuple[np.ndarray]:
-    op, options = as_options(op_type, np.shape(operands["input"]), np.shape(operands["weight"]), **attributes)
-    return (getattr(functional, op)(**operands, **options),)
+class _Convolution(OpRun):
+    """What the operators share: plans where the weights are the network's own, else calls.
+
+    Weights may also be fed to a run, under the name of the network's own too, and change from one to the next.
+    """
+
+    op_domain = ""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.kept: dict[
+            str, np.ndarray
+        ] = {}  # inputs of the node that are part of the network, by their names
+        self.plans: dict[Any, Plan] = {}
+
+    def convolve(self, attributes: dict[str, Any], **operands: Any) -> tuple[np.ndarray]:
+        x, weight = operands["input"], operands["weight"]
+        op, options = as_options(self.onnx_node.op_type, np.shape(x), np.shape(weight), **attributes)
+        own = list(map(id, self.kept.values()))
+        if all(operands[name] is None or id(operands[name]) in own for name in ("weight", "bias")):
+            return (self._planned(op, options, **operands),)
+        return (getattr(functional, op)(**operands, **options),)
+
+    def _planned(
+        self,
+        op: str,
+        options: dict[str, Any],
+        input: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        **points: Any,
+    ) -> np.ndarray:
+        offset, mask = points.get("offset"), points.get("mask")
+        request, _ = config.requested_backend()
+        key = (
+            input.shape,
+            input.dtype,
+            None if offset is None else offset.shape[1],
+            mask is None,
+            request,
+            config.max_isa(),
+            config.requested_accuracy(),
+            registry.generation,
+        )
+        found = self.plans.get(key)
+        if found is None:
+            if offset is not None:
+                taps = 2 * int(np.prod(weight.shape[2:]))
+                options = options | {"offset_groups": offset.shape[1] // taps, "mask": mask is not None}
+            found = plan(op, input.shape, weight, bias, **options, dtype=input.dtype)
+            while len(self.plans) >= REMEMBERED_PLANS:
+                self.plans.pop(next(iter(self.plans)), None)
+            self.plans[key] = found
+        return found(input, offset, mask)
 
 
-class Conv(OpRun):
+class Conv(_Convolution):
     """ONNX ``Conv``: a convolution in 1, 2 or 3 dimensions."""
 
-    op_domain = ""
-
     def _run(self, X, W, B=None, **attributes):
-        return _run("Conv", attributes, input=X, weight=W, bias=B)
+        return self.convolve(attributes, input=X, weight=W, bias=B)
 
 
-class ConvTranspose(OpRun):
+class ConvTranspose(_Convolution):
     """ONNX ``ConvTranspose``: a transposed convolution in 1, 2 or 3 dimensions."""
 
-    op_domain = ""
-
     def _run(self, X, W, B=None, **attributes):
-        return _run("ConvTranspose", attributes, input=X, weight=W, bias=B)
+        return self.convolve(attributes, input=X, weight=W, bias=B)
 
 
-class DeformConv(OpRun):
+class DeformConv(_Convolution):
     """ONNX ``DeformConv``: a deformable convolution."""
 
-    op_domain = ""
-
     def _run(self, X, W, offset, B=None, mask=None, **attributes):
-        return _run("DeformConv", attributes, input=X, weight=W, offset=offset, bias=B, mask=mask)
+        return self.convolve(attributes, input=X, weight=W, offset=offset, bias=B, mask=mask)
 
 
 OPS = (Conv, ConvTranspose, DeformConv)

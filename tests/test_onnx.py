@@ -15,7 +15,7 @@ from fastconv.testing import assert_close, assert_exact
 
 onnx = pytest.importorskip("onnx", reason="onnx brings the node tests")
 
-from fastconv.onnx import FUNCTIONS, OPS, as_options, evaluator  # noqa: E402 (needs onnx)
+from fastconv.onnx import FUNCTIONS, OPS, REMEMBERED_PLANS, as_options, evaluator  # noqa: E402 (needs onnx)
 
 # The answers that onnx ships were computed in float32: theirs and our rounding errors add up.
 SHIPPED = 2 * FLOAT32
@@ -256,6 +256,67 @@ def test_a_network_equals_onnxruntime(size):
     (actual,) = evaluator(model).run(None, {"x": x})
     assert actual.dtype == np.float32
     assert_close(actual, expected, 10 * FLOAT32, "network")
+
+
+def planned(network):
+    """Return how many plans each convolution of a network keeps."""
+    return [len(node.plans) for node in network.rt_nodes_ if isinstance(node, OPS)]
+
+
+@pytest.mark.parametrize("stored", ["initializer", "constant"])
+def test_weights_of_the_network_are_packed_once(stored, monkeypatch):
+    model = small_network(np.random.default_rng(0))
+    if stored == "constant":
+        tensors = list(model.graph.initializer)
+        constants = [onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+        nodes = [*constants, *model.graph.node]
+        del model.graph.initializer[:], model.graph.node[:]
+        model.graph.node.extend(nodes)
+    network, made = evaluator(model), []
+    plan = fastconv.onnx.plan
+    monkeypatch.setattr(
+        fastconv.onnx, "plan", lambda *args, **options: made.append(args[0]) or plan(*args, **options)
+    )
+    monkeypatch.setattr(fastconv.functional, "find_call", None)  # no call packs them again
+    sizes = [(16 + 4 * n, 20) for n in range(REMEMBERED_PLANS + 2)]
+    for size in (*sizes[:2], *sizes[:2]):
+        network.run(None, {"x": np.ones((1, 3, *size), np.float32)})
+    assert len(made) == 14  # 7 layers, 2 sizes
+    assert planned(network) == [2] * 7
+    for size in sizes:
+        network.run(None, {"x": np.ones((1, 3, *size), np.float32)})
+    assert planned(network) == [REMEMBERED_PLANS] * 7
+
+
+def test_what_is_chosen_around_a_run_holds_for_it():
+    model, x = small_network(np.random.default_rng(0)), np.ones((1, 3, 16, 20), np.float32)
+    network = evaluator(model)
+    network.run(None, {"x": x})
+    with fastconv.use_backend("numpy"):
+        network.run(None, {"x": x})
+    for node in network.rt_nodes_:
+        if isinstance(node, OPS):
+            assert {found.kernel.backend for found in node.plans.values()} > {"numpy"}
+
+
+def test_weights_that_are_fed_may_change():
+    node, arrays = random_node("Conv", 1)
+    fed = dict(zip([name for name in node.input if name], arrays, strict=True))
+    network = evaluator(model_of(node, arrays))
+    (before,) = network.run(None, fed)
+    np.multiply(fed["W"], 2, out=fed["W"])
+    (after,) = network.run(None, fed)
+    bias = np.reshape(bias, (-1, *(1,) * (before.ndim - 2))) if "B" in fed else 0
+    assert_exact(after - bias, 2 * (before - bias))
+    assert planned(network) == [0]
+    model = small_network(np.random.default_rng(0))
+    x, network = np.ones((1, 3, 16, 20), np.float32), evaluator(model)
+    (own,) = network.run(None, {"x": x})
+    stem = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    (other,) = network.run(None, {"x": x, "stem_w": 0 * stem})
+    assert np.abs(own - other).max() > 1e-3
+    (again,) = network.run(None, {"x": x})
+    assert_exact(again, own)
 
 
 def test_own_operators_count_before_ours():

@@ -50,7 +50,7 @@ def positions(problem: Problem, axis: int) -> np.ndarray:
     The grid of DCNv3 and DCNv4 is scaled about its middle.
     """
     walked = problem.input_size if problem.transposed else problem.output_size
-    taps = np.arange(problem.kernel_size[axis]) * problem.dilation[axis]
+    taps: np.ndarray = np.arange(problem.kernel_size[axis]) * problem.dilation[axis]
     if problem.offset_scale != 1:
         middle = problem.dilation[axis] * (problem.kernel_size[axis] - 1) // 2
         taps = middle + problem.offset_scale * (taps - middle)

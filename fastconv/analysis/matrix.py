@@ -144,7 +144,8 @@ def _factors(
     dg, points = problem.offset_groups, problem.points
     displaced = problem.out_channels if problem.transposed else problem.in_channels
     for t, tap in enumerate(tap_numbers(problem)):
-        channels = _channels(problem, weight[(slice(None), slice(None), *tap)])
+        of_tap: Any = (..., *tap)
+        channels = _channels(problem, weight[of_tap])
         if offset is None:
             yield channels, reads(problem, tap)
             continue

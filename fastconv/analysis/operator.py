@@ -108,7 +108,7 @@ def linear_operator(
     dtype = problem.dtype
     (weight,) = as_arrays(weight=weight)
     running = {"dtype": dtype, "backend": backend, "num_threads": num_threads}
-    points = {"offset_groups": problem.offset_groups} if problem.offset_groups else {}
+    points: dict[str, Any] = {"offset_groups": problem.offset_groups} if problem.offset_groups else {}
     forward = plan(op, input_shape, weight, **options, **sampling, **running, **points, mask=problem.mask)
     moved = {
         name: np.array(array, dtype)
