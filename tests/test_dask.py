@@ -1,5 +1,7 @@
 """Chunked convolutions: equal to those of the whole image, however it is cut; and lazy enough for any size."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from helpers import integers
@@ -142,7 +144,7 @@ def hills(block_info=None):
     return ((y // 7 * 31 + x // 5 * 17) % 64 - 32.0)[None].astype(np.float32)
 
 
-def check_places(network, image, places, size=40):
+def check_places(network, image, places, size=40, **running):
     """Compare small pieces of a huge result with those of a small image cut out around them."""
     (x, layers), halo = network, 64
     for top, left in places:
@@ -154,7 +156,7 @@ def check_places(network, image, places, size=40):
         # What the border of the piece has changed is left out.
         inner = slice(halo // 2, (halo + size) // 2)
         found = x[:, begins[0] // 2 :, begins[1] // 2 :][:, inner, inner]
-        assert_exact(found.compute(scheduler="threads", num_workers=1), piece[:, inner, inner])
+        assert_exact(found.compute(**running), piece[:, inner, inner])
 
 
 def layers():
@@ -165,8 +167,8 @@ def layers():
     ]
 
 
-def test_seventeen_gigapixels_at_a_few_places():
-    chunk = 2048
+def seventeen_gigapixels(chunk=2048):
+    """Return an image that is never there at once, what two layers make of it, and a function that cuts pieces out."""
     count = SIDE // chunk
     x = da.map_blocks(
         hills,
@@ -182,16 +184,29 @@ def test_seventeen_gigapixels_at_a_few_places():
     def piece(top, left, bottom, right):
         return x[:, top:bottom, left:right].compute(scheduler="synchronous")
 
-    places = [(chunk - 80, 5 * chunk - 80), 2 * rng(4).integers(0, SIDE // 2 - 200, 2)]
-    check_places((y, layers()), piece, places)
+    return (y, layers()), piece
+
+
+def test_seventeen_gigapixels_at_a_few_places():
+    network, piece = seventeen_gigapixels()
+    places = [(2048 - 80, 5 * 2048 - 80), 2 * rng(4).integers(0, SIDE // 2 - 200, 2)]
+    check_places(network, piece, places, scheduler="threads", num_workers=1)
+
+
+@contextmanager
+def cluster():
+    distributed = pytest.importorskip("distributed", reason="the cluster is optional")
+    options = {"dashboard_address": None, "n_workers": 2, "threads_per_worker": 1, "processes": False}
+    with distributed.LocalCluster(**options) as workers, distributed.Client(workers):
+        yield
 
 
 def test_on_a_cluster():
-    distributed = pytest.importorskip("distributed", reason="the cluster is optional")
     x, weight = integers(rng(), (2, 3, 30, 34), np.float32), integers(rng(), (4, 3, 3, 3), np.float32)
-    options = {"dashboard_address": None, "n_workers": 1, "threads_per_worker": 1, "processes": False}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
+    network, piece = seventeen_gigapixels()
+    with cluster():
         found = fastconv.dask.conv2d(cut(x), weight, padding=1, stride=2).compute()
+        check_places(network, piece, 2 * rng(5).integers(0, SIDE // 2 - 200, (2, 2)))
     assert_exact(found, fastconv.conv2d(x, weight, padding=1, stride=2))
 
 

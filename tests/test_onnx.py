@@ -306,7 +306,7 @@ def test_weights_that_are_fed_may_change():
     (before,) = network.run(None, fed)
     np.multiply(fed["W"], 2, out=fed["W"])
     (after,) = network.run(None, fed)
-    bias = np.reshape(bias, (-1, *(1,) * (before.ndim - 2))) if "B" in fed else 0
+    bias = fed.get("B", np.zeros(1, np.float32)).reshape(-1, *(1,) * (before.ndim - 2))
     assert_exact(after - bias, 2 * (before - bias))
     assert planned(network) == [0]
     model = small_network(np.random.default_rng(0))
