@@ -21,8 +21,9 @@ HALF_TURN = affine_offset(3, -np.eye(2), (7, 8))
 DEFORMABLE = [{"op": "deform_conv", "kernel": 3, "padding": 1, "offset": HALF_TURN}]
 
 
-def a_plan():
-    return fastconv.plan("conv2d", (1, 8, 16, 16), np.ones((8, 8, 3, 3), np.float32), backend="numpy")
+def a_plan(groups=1):
+    weight = np.ones((8, 8 // groups, 3, 3), np.float32)
+    return fastconv.plan("conv2d", (1, 8, 16, 16), weight, groups=groups, backend="numpy")
 
 
 CALLS = {
@@ -31,6 +32,7 @@ CALLS = {
     "effective_field": lambda f, **k: f.effective_field(fastconv.receptive_field([{"kernel": 3}] * 2), **k),
     "phases": lambda f, **k: f.phases(4, 2, 1, **k),
     "sampling_points": lambda f, **k: f.sampling_points(fastconv.receptive_field(DEFORMABLE, input_size=(7, 8)), **k),
+    "intensity": lambda f, **k: f.intensity([a_plan(), a_plan(8)], seconds=[1e-5, 3e-6], limits=LIMITS, **k),
     "roofline": lambda f, **k: f.roofline(a_plan(), seconds=[1e-5], limits=LIMITS, **k),
 }  # fmt: skip
 
@@ -60,7 +62,7 @@ def test_every_picture_has_a_twin():
 @pytest.mark.parametrize("name", CALLS)
 def test_it_draws_where_it_is_told(name, ax):
     assert CALLS[name](plot, ax=ax) is ax
-    assert ax.images or ax.patches or ax.collections
+    assert ax.images or ax.patches or ax.collections or ax.lines
     ax.figure.savefig(io.BytesIO())
 
 
@@ -142,6 +144,18 @@ def test_a_plan_is_timed_where_no_time_is_given():
     assert "dg1 mask" in plot.text.roofline([deformable], limits=LIMITS)
     with pytest.raises(ValueError, match="one time for each of the 1 plans"):
         plot.text.roofline(a_plan(), seconds=[], limits=LIMITS)
+
+
+def test_groups_save_work_and_less_time(ax):
+    plans = [a_plan(g) for g in (1, 2, 8)]
+    limits = LIMITS | {"bandwidth_gbs": {"1": {"L1": 20.0}}}
+    plot.intensity(plans, seconds=[8e-6, 5e-6, 3e-6], limits=limits, ax=ax)
+    by_work, least, time = (line.get_ydata() for line in ax.lines)
+    assert np.allclose(by_work, [8, 4, 1])
+    assert np.allclose(time, [8, 5, 3])
+    problems = [plan.problem for plan in plans]
+    assert np.allclose(least, [max(p.flops / 50e9, p.bytes / 20e9) * 1e6 for p in problems])
+    assert [text.get_text() for text in ax.texts] == ["g1", "g2", "g8"]
 
 
 def test_three_axes_cannot_be_drawn():

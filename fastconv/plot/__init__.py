@@ -7,6 +7,7 @@
 `phases`             which taps of a transposed convolution make which outputs
 `sampling_points`    what a deformable layer samples, over the image
 `roofline`           how near a plan is to what the machine can do
+`intensity`          what grouping saves in work, and what in time
 ===================  =========================================================================
 
 Every function takes ``ax=``, draws in a new figure if it is not given, and returns the Axes. The twins take the same
@@ -17,8 +18,17 @@ is imported by the first picture.
 from . import text
 from .fields import effective_field, receptive_field
 from .matrices import matrix
-from .rooflines import roofline
+from .rooflines import intensity, roofline
 from .sampled import sampling_points
 from .transposed import phases
 
-__all__ = ["effective_field", "matrix", "phases", "receptive_field", "roofline", "sampling_points", "text"]
+__all__ = [
+    "effective_field",
+    "intensity",
+    "matrix",
+    "phases",
+    "receptive_field",
+    "roofline",
+    "sampling_points",
+    "text",
+]

@@ -13,7 +13,7 @@ from .axes import ACCENT, MUTED, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Position", "positions", "roofline"]
+__all__ = ["Position", "intensity", "positions", "roofline"]
 
 SECONDS = 0.2  # of calls of each plan, whose shortest counts
 
@@ -22,7 +22,10 @@ class Position(NamedTuple):
     """Where a plan stands: FLOP/byte, GFLOP/s, and the GFLOP/s that the machine allows for it."""
 
     problem: str
+    groups: int
     kernel: str
+    flops: int
+    seconds: float
     intensity: float
     speed: float
     roof: float
@@ -31,6 +34,11 @@ class Position(NamedTuple):
     def share(self) -> float:
         """How much of the roof is reached."""
         return self.speed / self.roof
+
+    @property
+    def least(self) -> float:
+        """The seconds that the machine needs at least."""
+        return self.flops / self.roof / 1e9
 
 
 def roofline(
@@ -101,6 +109,67 @@ def roofline(
     return ax
 
 
+def intensity(
+    plans: Plan | Sequence[Plan],
+    *,
+    seconds: Sequence[float] | None = None,
+    limits: Mapping[str, Any] | None = None,
+    threads: int = 1,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw the time of plans over their intensity, such as those of a layer with more and more groups.
+
+    With g groups the work falls to 1/g, the traffic of the images stays: the intensity falls with g, and from some g
+    on time is what memory takes. Two lines tell it: the first plan's time in proportion to the work, and the least
+    time that the machine allows.
+
+    Parameters
+    ----------
+    plans, seconds, limits, threads, ax
+        As for :func:`roofline`.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> from fastconv import plot
+    >>> plans = [
+    ...     fastconv.plan("conv2d", (1, 8, 16, 16), np.ones((8, 8 // g, 3, 3), np.float32), groups=g, backend="numpy")
+    ...     for g in (1, 2, 8)
+    ... ]
+    >>> limits = {
+    ...     "peak_gflops": {"baseline": {"float32": {"1": 50.0}}},
+    ...     "bandwidth_gbs": {"1": {"L1": 20.0, "DRAM": 10.0}},
+    ...     "caches": {"L1": 32768},
+    ... }
+    >>> print(plot.text.intensity(plans, seconds=[1e-5, 8e-6, 4e-6], limits=limits))
+    groups  FLOP/byte      us  by work  at least  plan
+         1       13.5      10       10      4.52  conv2d n1 c8 h16 w16 o8 k3 s1 p0 g1 float32 [numpy conv_direct]
+         2       7.23       8        5      2.26  conv2d n1 c8 h16 w16 o8 k3 s1 p0 g2 float32 [numpy conv_direct]
+         8       1.91       4     1.25     0.738  conv2d n1 c8 h16 w16 o8 k3 s1 p0 g8 float32 [numpy conv_direct]
+    """
+    found = positions(plans, seconds, limits, threads)
+    ax = new_axes(ax, 6, 4.2)
+    at = [p.intensity for p in found]
+    ax.plot(at, [1e6 * t for t in by_work(found)], color=MUTED, ls="--", lw=1.2, label="first time by work")
+    ax.plot(at, [1e6 * p.least for p in found], color=MUTED, lw=1.2, label="least time, by the roof")
+    ax.plot(at, [1e6 * p.seconds for p in found], color=ACCENT, lw=0.8, marker="o", ms=5, label="time")
+    for p in found:
+        place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(f"g{p.groups}", (p.intensity, 1e6 * p.seconds), fontsize=8, **place)
+    ax.legend(fontsize=7, loc="lower right")
+    ax.set(xscale="log", yscale="log", xlabel="FLOP/byte", ylabel="microseconds a call")
+    return ax
+
+
+def by_work(found: Sequence[Position]) -> list[float]:
+    """Return the first plan's seconds in proportion to the operations of each."""
+    return [found[0].seconds * p.flops / found[0].flops for p in found]
+
+
 def positions(
     plans: Plan | Sequence[Plan],
     seconds: Sequence[float] | None,
@@ -123,7 +192,10 @@ def positions(
         intensity = flops / max(problem.bytes, 1)
         kernel = f"{plan.kernel.backend} {plan.kernel.name}"
         roof = min(peak, intensity * bandwidth)
-        found.append(Position(str(problem), kernel, intensity, flops / time_of_one / 1e9, roof))
+        speed = flops / time_of_one / 1e9
+        found.append(
+            Position(str(problem), problem.groups, kernel, flops, time_of_one, intensity, speed, roof)
+        )
     return found
 
 

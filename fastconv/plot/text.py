@@ -11,11 +11,19 @@ from ..plan import Plan
 from .axes import as_plane
 from .fields import relative
 from .matrices import dense
-from .rooflines import positions
+from .rooflines import by_work, positions
 from .sampled import drawn_size, regular_points
 from .transposed import phase_taps
 
-__all__ = ["effective_field", "matrix", "phases", "receptive_field", "roofline", "sampling_points"]
+__all__ = [
+    "effective_field",
+    "intensity",
+    "matrix",
+    "phases",
+    "receptive_field",
+    "roofline",
+    "sampling_points",
+]
 
 EMPTY = "·"
 SHADES = ".:-=+*#%@"
@@ -93,6 +101,23 @@ def roofline(
         for p in found
     ]
     return "\n".join(["FLOP/byte  GFLOP/s  roof  share  plan", *rows])
+
+
+def intensity(
+    plans: Plan | Sequence[Plan],
+    *,
+    seconds: Sequence[float] | None = None,
+    limits: Mapping[str, Any] | None = None,
+    threads: int = 1,
+) -> str:
+    """Return a table: groups, intensity, time, the first one's time by work, what the machine needs, and the plan."""
+    found = positions(plans, seconds, limits, threads)
+    rows = [
+        f"{p.groups:>6}  {p.intensity:>9.3g}  {1e6 * p.seconds:>6.3g}  {1e6 * work:>7.3g}  {1e6 * p.least:>8.3g}  "
+        f"{p.problem} [{p.kernel}]"
+        for p, work in zip(found, by_work(found), strict=True)
+    ]
+    return "\n".join(["groups  FLOP/byte      us  by work  at least  plan", *rows])
 
 
 def _characters(shown: np.ndarray) -> str:
