@@ -91,7 +91,10 @@ def affine_offset(kernel: Any, change: Any, output_size: Sequence[int], *, dilat
     taps = np.indices(kernel).reshape(ndim, -1).T - (np.array(kernel) - 1) / 2
     grid = taps * dilation
     offset = np.empty((len(grid), ndim, *size))
+    if not callable(change):
+        moved = grid @ np.asarray(change, np.float64).T - grid
+        offset[...] = moved.reshape(*moved.shape, *(1,) * ndim)
+        return offset.reshape(-1, *size)
     for pixel in np.ndindex(*size):
-        matrix = np.asarray(change(pixel) if callable(change) else change, np.float64)
-        offset[(..., *pixel)] = grid @ matrix.T - grid
+        offset[(..., *pixel)] = grid @ np.asarray(change(pixel), np.float64).T - grid
     return offset.reshape(-1, *size)

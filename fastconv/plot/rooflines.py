@@ -36,8 +36,8 @@ class Position(NamedTuple):
         return self.speed / self.roof
 
     @property
-    def least(self) -> float:
-        """The seconds that the machine needs at least."""
+    def at_roof(self) -> float:
+        """The seconds that it would take at the roof."""
         return self.flops / self.roof / 1e9
 
 
@@ -120,8 +120,8 @@ def intensity(
     """Draw the time of plans over their intensity, such as those of a layer with more and more groups.
 
     With g groups the work falls to 1/g, the traffic of the images stays: the intensity falls with g, and from some g
-    on time is what memory takes. Two lines tell it: the first plan's time in proportion to the work, and the least
-    time that the machine allows.
+    on time is what memory takes. Two lines tell it: the first plan's time in proportion to the work, and the time of
+    direct sums at the roof of the machine.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def intensity(
     ...     "caches": {"L1": 32768},
     ... }
     >>> print(plot.text.intensity(plans, seconds=[1e-5, 8e-6, 4e-6], limits=limits))
-    groups  FLOP/byte      us  by work  at least  plan
+    groups  FLOP/byte      us  by work   at roof  plan
          1       13.5      10       10      4.52  conv2d n1 c8 h16 w16 o8 k3 s1 p0 g1 float32 [numpy conv_direct]
          2       7.23       8        5      2.26  conv2d n1 c8 h16 w16 o8 k3 s1 p0 g2 float32 [numpy conv_direct]
          8       1.91       4     1.25     0.738  conv2d n1 c8 h16 w16 o8 k3 s1 p0 g8 float32 [numpy conv_direct]
@@ -155,7 +155,7 @@ def intensity(
     ax = new_axes(ax, 6, 4.2)
     at = [p.intensity for p in found]
     ax.plot(at, [1e6 * t for t in by_work(found)], color=MUTED, ls="--", lw=1.2, label="first time by work")
-    ax.plot(at, [1e6 * p.least for p in found], color=MUTED, lw=1.2, label="least time, by the roof")
+    ax.plot(at, [1e6 * p.at_roof for p in found], color=MUTED, lw=1.2, label="direct sums, at the roof")
     ax.plot(at, [1e6 * p.seconds for p in found], color=ACCENT, lw=0.8, marker="o", ms=5, label="time")
     for p in found:
         place: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}

@@ -110,14 +110,14 @@ def intensity(
     limits: Mapping[str, Any] | None = None,
     threads: int = 1,
 ) -> str:
-    """Return a table: groups, intensity, time, the first one's time by work, what the machine needs, and the plan."""
+    """Return a table: groups, intensity, time, the first one's time by work, what direct sums would take at the roof, and the plan."""
     found = positions(plans, seconds, limits, threads)
     rows = [
-        f"{p.groups:>6}  {p.intensity:>9.3g}  {1e6 * p.seconds:>6.3g}  {1e6 * work:>7.3g}  {1e6 * p.least:>8.3g}  "
+        f"{p.groups:>6}  {p.intensity:>9.3g}  {1e6 * p.seconds:>6.3g}  {1e6 * work:>7.3g}  {1e6 * p.at_roof:>8.3g}  "
         f"{p.problem} [{p.kernel}]"
         for p, work in zip(found, by_work(found), strict=True)
     ]
-    return "\n".join(["groups  FLOP/byte      us  by work  at least  plan", *rows])
+    return "\n".join(["groups  FLOP/byte      us  by work   at roof  plan", *rows])
 
 
 def _characters(shown: np.ndarray) -> str:
