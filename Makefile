@@ -34,11 +34,12 @@ BENCH_PEERS ?= $(LIBRARIES) jax
 # The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test pytest lint format bench gpu peers wheel clean
+.PHONY: help demo test pytest lint format docs bench gpu peers wheel clean
 
 help:
 	@sed -n '3,4s/^#   //p' Makefile
 	@echo "make lint    ruff and mypy;  make format  rewrite by ruff"
+	@echo "make docs    the documentation, with the results of its code -> docs/site/index.html"
 	@echo "make bench   time layers of known networks against other libraries -> bench-results/"
 	@echo "make gpu     the tests that need an NVIDIA GPU, with PyTorch to compare with"
 	@echo "make peers   install the libraries that some tests compare with"
@@ -61,6 +62,10 @@ lint: $(VENV)/extra-test
 format: $(VENV)/extra-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# It takes PyTorch's page with results where PyTorch is installed. The notice is of a successor to the theme.
+docs: $(VENV)/extra-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
 
 bench: $(VENV)/extra-bench
 	$(if $(BENCH_PEERS),$(PIP) install -q $(BENCH_PEERS))
@@ -85,7 +90,7 @@ wheel: $(VENV)/ready
 	cd build && check/bin/python -m fastconv info && check/bin/python -m fastconv verify --quick
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks bench-results demo.png
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks bench-results demo.png docs/site
 	rm -f src/native.c fastconv/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

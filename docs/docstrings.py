@@ -1,4 +1,4 @@
-"""Docstrings for the site: the roles of Sphinx as links, names of arguments as code."""
+"""Docstrings for the site: what reads well in Python, made to read well as Markdown too."""
 
 import re
 from typing import Any
@@ -6,12 +6,31 @@ from typing import Any
 from griffe import Extension
 
 ROLE = re.compile(r":(?:func|class|meth|mod):`~?\.?([\w.]+)`")
+LITERAL = re.compile(r"(``.*?``|`.*?`)")
+TYPED = re.compile(r"[\w*, ]+ : ")  # the first line of a parameter: its type is shown as code anyway
 
 
-class Roles(Extension):
-    """Turns ``:func:`name``` into a link to what the site has of that name."""
+class Docstrings(Extension):
+    """Shows the roles of Sphinx as code, and stars as stars: they multiply."""
 
     def on_instance(self, *, obj: Any, **kwargs: Any) -> None:
         """Rewrite the docstring of one object."""
-        if obj.docstring is not None and not obj.is_alias:
-            obj.docstring.value = ROLE.sub(lambda role: f"`{role[1]}`", obj.docstring.value)
+        if not obj.is_alias and obj.docstring is not None:
+            obj.docstring.value = as_markdown(obj.docstring.value)
+
+
+def as_markdown(text: str) -> str:
+    """Return a docstring whose prose is Markdown; examples and types stay as they are."""
+    lines, example = [], False
+    for line in text.splitlines():
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        lines.append(line if example or TYPED.match(line) else as_prose(line))
+    return "\n".join(lines)
+
+
+def as_prose(line: str) -> str:
+    """Return a line with its roles as code and its stars escaped."""
+    line = ROLE.sub(r"`\1`", line)
+    parts = LITERAL.split(line)
+    parts[::2] = [part.replace("*", r"\*") for part in parts[::2]]
+    return "".join(parts)

@@ -1,8 +1,10 @@
 """The scripts of examples/ run in their small form, and do what they are there to show."""
 
 import importlib.util
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
@@ -18,6 +20,24 @@ def script(name, *needs):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class TestInverse:
+    def test_quick(self, tmp_path, capsys):
+        example = script("inverse", "matplotlib", "PIL")
+        figure = tmp_path / "inverse.png"
+        example.main(["--size", "64", "--figure", str(figure)])
+        printed = capsys.readouterr().out
+        errors = dict(re.findall(r"(?m)^([\w ]+?) +mean error (\S+)", printed))
+        assert float(errors["found from it"]) < 0.8 * float(errors["blurred"])
+        assert float(errors["found from features"]) < 0.01
+        assert figure.stat().st_size > 10_000
+
+    def test_both_operators_have_the_adjoint_they_say(self):
+        example, rng = script("inverse"), np.random.default_rng(0)
+        for A in (example.blur((3, 20, 16)), example.features((3, 20, 16))):
+            x, y = (rng.standard_normal(size) for size in A.shape[::-1])
+            assert np.isclose(A.matvec(x) @ y, x @ A.rmatvec(y), rtol=1e-12)
 
 
 class TestDeformableDigits:

@@ -1,6 +1,6 @@
 """What the compiler says of the kernels, without a GPU: registers, spills, shared memory, and the occupancy they allow.
 
-``python -m fastconv.backends.cuda.compiled`` prints the table of docs/cuda.md. Kernels are compiled to PTX by NVVM and
+``python -m fastconv.backends.cuda.compiled`` prints the table of docs/pages/cuda.md. Kernels are compiled to PTX by NVVM and
 to machine code by ptxas, which comes with the CUDA toolkit or in NVIDIA's packages
 (``pip install numba-cuda[cu13] nvidia-cuda-nvcc``).
 """
