@@ -97,12 +97,12 @@ def roofline(
         roof = np.minimum(peak, x * bandwidth)
         ax.plot(x, roof, color=str(grey), lw=1.2, zorder=1, label=f"{level} {bandwidth:.0f} GB/s")
     ax.plot(x[-1:], [peak], color=MUTED, lw=1.2, label=f"peak {peak:.0f} GFLOP/s")
-    for p in found:
+    for number, p in enumerate(found, 1):
+        label = f"{number}: {p.kernel}, {p.speed:.3g} GFLOP/s, {p.share:.0%} of the roof"
         ax.plot([p.intensity] * 2, [p.speed, p.roof], color=ACCENT, lw=0.8, ls=":", zorder=2)
-        ax.scatter(p.intensity, p.speed, color=ACCENT, zorder=3, s=28)
-        label = f"{p.kernel}\n{p.speed:.3g} GFLOP/s, {p.share:.0%} of the roof"
-        place: dict[str, Any] = {"xytext": (7, -3), "textcoords": "offset points", "va": "top"}
-        ax.annotate(label, (p.intensity, p.speed), fontsize=7, **place)
+        ax.scatter(p.intensity, p.speed, color=ACCENT, zorder=3, s=28, label=label)
+        place: dict[str, Any] = {"xytext": (5, 3), "textcoords": "offset points"}
+        ax.annotate(str(number), (p.intensity, p.speed), fontsize=8, color=ACCENT, **place)
     ax.legend(fontsize=7, loc="lower right")
     ax.set(xscale="log", yscale="log", xlabel="FLOP/byte", ylabel="GFLOP/s")
     ax.set_title(f"{dtype}, {threads} thread{'s' * (threads > 1)}", fontsize=10)
