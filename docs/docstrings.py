@@ -5,9 +5,11 @@ from typing import Any
 
 from griffe import Extension
 
-ROLE = re.compile(r":(?:func|class|meth|mod):`~?\.?([\w.]+)`")
+ROLE = re.compile(r":(?:func|class|meth|mod|data):`~?\.?([\w.]+)`")
 LITERAL = re.compile(r"(``.*?``|`.*?`)")
 TYPED = re.compile(r"[\w*, ]+ : ")  # the first line of a parameter: its type is shown as code anyway
+RESULTS = ("Returns", "Yields", "Raises")  # whose types have no name before them
+RULE = re.compile(r"=+( +=+)+")  # above and below a table
 
 
 class Docstrings(Extension):
@@ -20,11 +22,22 @@ class Docstrings(Extension):
 
 
 def as_markdown(text: str) -> str:
-    """Return a docstring whose prose is Markdown; examples and types stay as they are."""
-    lines, example = [], False
-    for line in text.splitlines():
+    """Return a docstring whose prose is Markdown; examples, types and tables stay as they are."""
+    given, lines = text.splitlines(), []
+    example = table = False
+    section = ""
+    for line, below in zip(given, [*given[1:], ""], strict=True):
+        section = line if below.startswith("---") else section
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
-        lines.append(line if example or TYPED.match(line) else as_prose(line))
+        if RULE.fullmatch(line) and not table:
+            lines.append("```text")
+            table = True
+        elif table and not line.strip():
+            lines.append("```")
+            table = False
+        typed = TYPED.match(line) or (section in RESULTS and not line.startswith(" "))
+        if not (table and RULE.fullmatch(line)):
+            lines.append(line if example or table or typed else as_prose(line))
     return "\n".join(lines)
 
 

@@ -135,6 +135,8 @@ def test_docstrings_as_markdown():
     pytest.importorskip("griffe", reason="the site is built by mkdocstrings")
     text = "See :func:`plan`: p*S, `a*b`.\n\nx : array, shape (N, G*2)\n    G*K.\n\n>>> 2 * 3\n6\n\na*b"
     expected = "See `plan`: p\\*S, `a*b`.\n\nx : array, shape (N, G*2)\n    G\\*K.\n\n>>> 2 * 3\n6\n\na\\*b"
+    text += "\n\nReturns\n-------\narray, shape (A*B)\n    A*B\n\n== ===\na  b*c\n== ===\n\nend"
+    expected += "\n\nReturns\n-------\narray, shape (A*B)\n    A\\*B\n\n```text\na  b*c\n```\n\nend"
     assert script(ROOT / "docs" / "docstrings.py").as_markdown(text) == expected
 
 
