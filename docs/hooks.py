@@ -16,6 +16,7 @@ from typing import Any
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r"# picture: (.*)\n")
 DOTS_PER_INCH = 110
+EXPLORED = [18, 18]  # pixels: the exported page holds the view of each
 
 log = logging.getLogger("mkdocs.hooks.pages")
 
@@ -49,6 +50,17 @@ def results(markdown: str, name: str) -> Iterator[tuple[re.Match, str, list[byte
                 f"{name}: a block must begin with '# picture:' where it draws, and only there:\n{block[1]}"
             )
         yield block, printed.getvalue(), pictures
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Add the exported page of the explorer."""
+    from mkdocs.structure.files import File
+
+    from fastconv.explore import PRESETS, page
+
+    content = page({**PRESETS["dilated 1, 2, 4"], "input_size": EXPLORED})
+    files.append(File.generated(config, "explorer-dilated.html", content=content))
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
