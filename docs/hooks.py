@@ -15,6 +15,7 @@ from typing import Any
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 PICTURE = re.compile(r"# picture: (.*)\n")
+REMOTE = re.compile(r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 DOTS_PER_INCH = 110
 EXPLORED = [18, 18]  # pixels: the exported page holds the view of each
 
@@ -87,3 +88,11 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
             name = uri.rpartition("/")[2]
             parts.append(f"\n![{label[1] if label else ''}]({name}){{.figure}}\n")
     return "".join([*parts, markdown[end:]])
+
+
+def on_post_page(output: str, *, page: Any, config: Any) -> str:
+    """Refuse a page that would fetch something from elsewhere."""
+    found = REMOTE.search(output)
+    if found:
+        raise ValueError(f"{page.file.src_uri} is not complete without the net: {found[0]}")
+    return output
