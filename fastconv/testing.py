@@ -301,6 +301,7 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
     longest = LONGEST[ndim] if max(channels) < 100 else 7
     kernel = tuple(_different(rng, (1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4), ndim))
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
+    # On other turns than the layout's, so that each layout is dilated.
     dilation = (1,) * ndim if (index + 2) % 8 < 4 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     if index % 5 == 4 and variant == "conv":  # what algorithms for few taps take

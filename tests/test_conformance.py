@@ -31,6 +31,12 @@ def test_a_named_backend_takes_every_case(op, backend):
         assert case.call(backend).kernel.backend == backend, str(case)
 
 
+@pytest.mark.parametrize("op", FORWARD_OPS)
+def test_every_layout_is_dilated(op):
+    options = [case.options for case in testing.cases(op, COUNT)]
+    assert len({(found["layout"], max(found["dilation"]) > 1) for found in options}) == 4
+
+
 @pytest.mark.parametrize("activation", testing.SMOOTH_ACTIVATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
