@@ -1,16 +1,27 @@
 """Executables of gradients: what is launched, in which order, for NumPy arrays and for arrays of the device."""
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from ...lowering.geometry import input_strides, output_strides
 from ...problem import Problem
 from .deform_grad import ordered_scatter, sample_grad, sample_grad_shared_bytes
 from .gather import corners_of
-from .launch import deform_form, empty, ends, packed, run, simulated, upload
+from .launch import (
+    OnEachDevice,
+    deform_form,
+    empty,
+    ends,
+    flat_grid,
+    keep,
+    packed,
+    run,
+    simulated,
+    upload,
+    warn_of_copies,
+    zeros,
+)
 from .tables import tables_of
 from .tiles import sample_grad_tile, weight_grad_tile
 from .weight_grad import add_parts, weight_grad, weight_grad_shared_bytes
@@ -26,7 +37,6 @@ __all__ = [
 # Blocks that keep every multiprocessor of a large GPU busy, and slabs that make a part worth its gradient.
 BLOCKS_WANTED = 512
 SLABS_LEAST = 8
-FLAT_THREADS = 128
 
 
 class WeightGrad:
@@ -46,6 +56,7 @@ class WeightGrad:
         slabs = problem.batch * -(-self.tables.counts[0] // self.tile.depth)
         wanted = 2 if simulated() else -(-BLOCKS_WANTED // max(self.blocks_each, 1))
         self.parts = max(1, min(wanted, slabs // (1 if simulated() else SLABS_LEAST)))
+        self.uploaded = OnEachDevice(self.tables.words, self.tables.sums, deform_form(problem, False))
 
     @property
     def launched(self) -> str:
@@ -60,6 +71,7 @@ class WeightGrad:
     def __call__(self, grad_weight, input, grad_output, bias, offset, mask, threads) -> None:
         """Run on NumPy arrays."""
         dtype = self.problem.dtype
+        warn_of_copies(self.problem)
         arrays = [upload(array, dtype) for array in (grad_output, input, offset, mask)]
         total = empty(grad_weight.size, dtype)
         self.launch(total, *arrays)
@@ -68,10 +80,8 @@ class WeightGrad:
     def launch(self, total: Any, gy: Any, x: Any, offset: Any, mask: Any, stream: Any = 0) -> None:
         """Run on flat arrays of the device; offset and mask are channels first."""
         p, parts = self.problem, self.parts
-        words, sums, form = self._uploaded
-        grads = upload(
-            np.zeros(parts * total.size, p.dtype), p.dtype, stream
-        )  # taps that meet no pixel stay zero
+        words, sums, form = self.uploaded()
+        grads = zeros(parts * total.size, p.dtype, stream)  # taps that meet no pixel stay so
         run(
             self.kernel, self.blocks_each * parts, self.tile.threads, stream,
             grads, gy, x, offset, mask, words, sums, form, p.batch, parts, p.groups, max(p.offset_groups, 1),
@@ -79,11 +89,7 @@ class WeightGrad:
             *ends(input_strides(p)), *ends(output_strides(p)),
         )  # fmt: skip
         run(add_parts(), *flat_grid(total.size), stream, total, grads, parts)
-
-    @cached_property
-    def _uploaded(self) -> tuple[Any, Any, Any]:
-        form = deform_form(self.problem, False)
-        return cuda.to_device(self.tables.words), cuda.to_device(self.tables.sums), cuda.to_device(form)
+        keep(stream, grads)
 
 
 class DeformGrad:
@@ -117,6 +123,7 @@ class DeformGrad:
     def __call__(self, grads, grad_output, input, weight, offset, mask, threads) -> None:
         """Run on NumPy arrays."""
         dtype = self.problem.dtype
+        warn_of_copies(self.problem)
         gy, x, w, shifts, factors = (
             upload(array, dtype) for array in (grad_output, input, weight, offset, mask)
         )
@@ -134,14 +141,15 @@ class DeformGrad:
     ) -> dict[str, Any]:
         """Return the gradients of input, offset and mask, from flat arrays of the device."""
         p = self.problem
-        words, sums, form = self.of_weight._uploaded
-        grad_input = upload(np.zeros(x.size, p.dtype), p.dtype, stream)
+        words, sums, form = self.of_weight.uploaded()
+        weight = packed(p, weight, stream)
+        grad_input = zeros(x.size, p.dtype, stream)
         grad_offset, grad_mask = empty(offset.size, p.dtype), empty(mask.size, p.dtype)
         count = self.tables.counts[0]
         target = empty(p.batch * p.taps * p.in_channels * count, p.dtype) if self.ordered else grad_input
         run(
             self.kernel, self.blocks, self.tile.threads, stream,
-            target, grad_offset, grad_mask, gy, x, packed(p, weight, stream), offset, mask, words, sums, form,
+            target, grad_offset, grad_mask, gy, x, weight, offset, mask, words, sums, form,
             p.groups, p.offset_groups, p.in_channels // p.groups, p.out_channels // p.groups, p.taps,
             *ends(input_strides(p)), *ends(output_strides(p)),
         )  # fmt: skip
@@ -151,14 +159,8 @@ class DeformGrad:
                 grad_input, target, offset, mask, words, sums, form,
                 p.batch, p.in_channels, p.offset_groups, p.taps, *ends(input_strides(p)),
             )  # fmt: skip
+        keep(stream, weight, target)
         return {"input": grad_input, "offset": grad_offset, "mask": grad_mask}
-
-
-def flat_grid(count: int) -> tuple[int, int]:
-    """Return (blocks, threads) for so many independent elements."""
-    if simulated():
-        return 1, 1
-    return min(-(-count // FLAT_THREADS), 8 * BLOCKS_WANTED), FLAT_THREADS
 
 
 def build_weight_grad(problem: Problem) -> WeightGrad:
