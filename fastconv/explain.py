@@ -175,6 +175,7 @@ def describe(call: Call, threads: int, copies: tuple[str, ...] = ()) -> str:
         "ISA": getattr(run, "isa", None),
         "tile": getattr(run, "tile", None),
         "grid": getattr(run, "launched", None),
+        "registers": getattr(run, "registers", None),
         "threads": f"at most {threads}",
         "scratch": None if scratch is None else f"{_bytes(scratch)}",
         "copies": "; ".join(copies) or "none",

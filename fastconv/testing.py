@@ -5,6 +5,7 @@ sum is exact in float32 whatever its order: a right kernel equals the oracle to 
 sizes, strides, paddings, dilations and groups on every axis, so that no two can be confused unnoticed.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -549,15 +550,38 @@ def check_case(
             continue
         report.kernels[kernel.name] += 1
         allowed = max(tolerance, _own_tolerance(kernel, case, expected))
-        for check in (_equals_oracle, _same_bits_on_any_thread_count, _plan_equals_function):
+        for title, check in _checks(case, kernel, operands, expected, allowed).items():
             try:
-                check(case, kernel, operands, expected, allowed)
+                check()
                 report.passed += 1
             except Exception as error:  # any failure of a kernel is a finding, not the end of the run
-                title = check.__name__.strip("_").replace("_", " ")
                 report.failed.append(
                     f"{kernel.backend} {kernel.name}: {title}: {type(error).__name__}: {error}\n  {case}"
                 )
+
+
+def _checks(
+    case: Case | SeparableCase,
+    kernel: registry.Kernel,
+    operands: dict,
+    expected: np.ndarray,
+    tolerance: float,
+) -> dict[str, Callable[[], None]]:
+    """Return the checks of one kernel by what they are about; they share one call and its result on one thread."""
+
+    @functools.cache
+    def call() -> Call:
+        return _forced(case, kernel)
+
+    @functools.cache
+    def one() -> np.ndarray:
+        return _run(call(), operands)
+
+    return {
+        "equals oracle": lambda: _compare(one(), expected, tolerance),
+        "same bits on any thread count": lambda: assert_exact(_run(call(), operands, 3), one()),
+        "plan equals function": lambda: _compare(_planned(case, kernel, operands), expected, tolerance),
+    }
 
 
 def _own_tolerance(kernel: registry.Kernel, case: Case | SeparableCase, expected: np.ndarray) -> float:
@@ -619,37 +643,11 @@ def _forced(case: Case | SeparableCase, kernel: registry.Kernel, *, prepared: bo
     return type(reference)(reference.problem, kernel, "testing", reference.unbatched, reference.result_dtype)
 
 
-def _equals_oracle(
-    case: Case | SeparableCase,
-    kernel: registry.Kernel,
-    operands: dict,
-    expected: np.ndarray,
-    tolerance: float,
-) -> None:
-    _compare(_run(_forced(case, kernel), operands), expected, tolerance)
-
-
-def _same_bits_on_any_thread_count(
-    case: Case | SeparableCase,
-    kernel: registry.Kernel,
-    operands: dict,
-    expected: np.ndarray,
-    tolerance: float,
-) -> None:
-    call = _forced(case, kernel)
-    assert_exact(_run(call, operands, 3), _run(call, operands, 1))
-
-
-def _plan_equals_function(
-    case: Case | SeparableCase,
-    kernel: registry.Kernel,
-    operands: dict,
-    expected: np.ndarray,
-    tolerance: float,
-) -> None:
+def _planned(case: Case | SeparableCase, kernel: registry.Kernel, operands: dict) -> np.ndarray:
+    """Return the result of a plan."""
     call = _forced(case, kernel, prepared=True)
     plan = Plan(call, [operands.get(name) for name in call.constant], None)
-    _compare(plan(operands["input"], operands.get("offset"), operands.get("mask")), expected, tolerance)
+    return plan(operands["input"], operands.get("offset"), operands.get("mask"))
 
 
 def _compare(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

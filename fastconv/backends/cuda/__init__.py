@@ -38,6 +38,7 @@ __all__ = ["backend"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 PIXELS_MOST = 2**29  # of one image: positions of three axes are added in 32 bits
+WORDS_MOST = 2**26  # of the table of an axis
 
 # Rough speeds, only there to rank kernels: operations and bytes a second.
 FLOPS = 5e12
@@ -58,6 +59,8 @@ def _accept(problem: Problem) -> str | None:
         return Refusal.DTYPE
     if max(math.prod(problem.input_size), math.prod(problem.output_size)) > PIXELS_MOST:
         return Refusal.LARGE_IMAGE
+    if max(map(math.prod, zip(problem.kernel_size, problem.output_size, strict=True))) > WORDS_MOST:
+        return Refusal.LARGE_TABLES
     return None
 
 

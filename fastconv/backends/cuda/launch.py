@@ -8,8 +8,9 @@ waited for, because the streams of later calls do not follow the one it came by.
 import threading
 import warnings
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -21,8 +22,10 @@ from ...lowering.geometry import input_strides, output_strides
 from ...problem import Problem
 from .dense import dense, dense_shared_bytes
 from .depthwise import depthwise, depthwise_shared_bytes
+from .entry import FORWARD, Entry
 from .gather import corners_of
 from .pack import clear, pack, pack_form
+from .resources import of_this_device, without_a_device
 from .tables import tables_of
 from .tiles import Tile, dense_tile, depthwise_tile
 
@@ -38,6 +41,7 @@ __all__ = [
     "flat_grid",
     "keep",
     "packed",
+    "registers_of",
     "run",
     "simulated",
     "upload",
@@ -176,6 +180,11 @@ def deform_form(problem: Problem, channels_last: bool) -> np.ndarray:
     return np.array(found, np.int64)
 
 
+def registers_of(entries: Sequence[Entry], build: Callable, problem: Problem) -> str:
+    """Return the registers and the occupancy of an executable's kernels, for ``explain``."""
+    return without_a_device(build, problem) if simulated() else of_this_device(entries)
+
+
 @dataclass
 class Forward:
     """A forward operation on one kernel: what does not depend on the arrays, on the device once it is needed."""
@@ -185,6 +194,7 @@ class Forward:
     tile: Tile
     channel_tiles: int
     shared_bytes: int
+    build: Callable  # what makes this of the problem
     weight: Any = None
     bias: Any = None
     device: int | None = None  # where the weight and the bias are, if they are bound
@@ -196,6 +206,16 @@ class Forward:
         self.host_tiles = self.host_tables.tiles(self.tile.pixels)
         self._tables = OnEachDevice(self.host_tables.words, self.host_tables.sums, self.host_tiles)
         self._forms = OnEachDevice(*(deform_form(self.problem, last) for last in (False, True)))
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The kernel, to be compiled."""
+        return (Entry(self.kernel, FORWARD, self.problem.dtype, self.tile.threads, self.shared_bytes),)
+
+    @property
+    def registers(self) -> str:
+        """Registers and occupancy, for ``explain``."""
+        return registers_of(self.entries, self.build, self.problem)
 
     @property
     def blocks(self) -> int:
@@ -222,7 +242,9 @@ class Forward:
 
     def bind(self, weight: Any, bias: Any) -> "Forward":
         """Return the same with the weight packed, and the bias, on the device."""
-        bound = Forward(self.problem, self.kernel, self.tile, self.channel_tiles, self.shared_bytes)
+        bound = Forward(
+            self.problem, self.kernel, self.tile, self.channel_tiles, self.shared_bytes, self.build
+        )
         dtype = self.problem.dtype
         bound.weight, bound.bias = packed(self.problem, upload(weight, dtype), 0), upload(bias, dtype)
         bound.device = current_device()
@@ -286,7 +308,8 @@ def build_dense(problem: Problem) -> Forward:
     tile, corners = dense_tile(problem, simulated()), corners_of(problem.variant, problem.ndim)
     kernel = dense(problem.dtype, tile, corners, problem.layout == "NHWC", problem.activation)
     tiles = problem.groups * -(-(problem.out_channels // problem.groups) // tile.channels)
-    return Forward(problem, kernel, tile, tiles, dense_shared_bytes(tile, corners, problem.dtype))
+    shared = dense_shared_bytes(tile, corners, problem.dtype)
+    return Forward(problem, kernel, tile, tiles, shared, build_dense)
 
 
 def build_depthwise(problem: Problem) -> Forward:
@@ -294,4 +317,5 @@ def build_depthwise(problem: Problem) -> Forward:
     tile = depthwise_tile(problem, simulated())
     kernel = depthwise(problem.dtype, tile, problem.layout == "NHWC", problem.activation)
     tiles = -(-problem.out_channels // tile.channels)
-    return Forward(problem, kernel, tile, tiles, depthwise_shared_bytes(tile, problem.dtype))
+    shared = depthwise_shared_bytes(tile, problem.dtype)
+    return Forward(problem, kernel, tile, tiles, shared, build_depthwise)

@@ -7,6 +7,7 @@ import numpy as np
 from ...lowering.geometry import input_strides, output_strides
 from ...problem import Problem
 from .deform_grad import ordered_scatter, sample_grad, sample_grad_shared_bytes
+from .entry import OF_SAMPLES, OF_WEIGHT, Entry
 from .gather import corners_of
 from .launch import (
     OnEachDevice,
@@ -16,6 +17,7 @@ from .launch import (
     flat_grid,
     keep,
     packed,
+    registers_of,
     run,
     simulated,
     upload,
@@ -49,6 +51,7 @@ class WeightGrad:
         self.tables = tables_of(problem)
         self.corners = corners_of(problem.variant, problem.ndim)
         self.kernel = weight_grad(problem.dtype, self.tile, self.corners, problem.layout == "NHWC")
+        self.shared_bytes = weight_grad_shared_bytes(self.tile, self.corners, problem.dtype)
         sums = self.tables.sums[0]
         cg, og = problem.in_channels // problem.groups, problem.out_channels // problem.groups
         tiles = -(-og // self.tile.pixels) * -(-cg // self.tile.channels)
@@ -61,8 +64,17 @@ class WeightGrad:
     @property
     def launched(self) -> str:
         """The grid, for ``explain``."""
-        shared = weight_grad_shared_bytes(self.tile, self.corners, self.problem.dtype)
-        return f"{self.blocks_each * self.parts} blocks of {self.tile.threads} threads, {shared} B shared memory each"
+        return f"{self.blocks_each * self.parts} blocks of {self.tile.threads} threads, {self.shared_bytes} B shared memory each"
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The kernel that does the work, to be compiled."""
+        return (Entry(self.kernel, OF_WEIGHT, self.problem.dtype, self.tile.threads, self.shared_bytes),)
+
+    @property
+    def registers(self) -> str:
+        """Registers and occupancy, for ``explain``."""
+        return registers_of(self.entries, build_weight_grad, self.problem)
 
     def scratch_bytes(self, threads: int) -> int:
         """Return the bytes of the parts' gradients."""
@@ -102,6 +114,7 @@ class DeformGrad:
         self.isa = "simulator" if simulated() else "cuda"
         self.tables = tables_of(problem)
         self.kernel = sample_grad(problem.dtype, self.tile, problem.ndim, problem.layout == "NHWC", ordered)
+        self.shared_bytes = sample_grad_shared_bytes(self.tile, problem.ndim, problem.dtype)
         self.of_weight = WeightGrad(problem)
         tiles = -(-self.tables.counts[0] // self.tile.pixels)
         self.blocks = problem.batch * problem.offset_groups * problem.taps * tiles
@@ -109,9 +122,22 @@ class DeformGrad:
     @property
     def launched(self) -> str:
         """The grids, for ``explain``."""
-        shared = sample_grad_shared_bytes(self.tile, self.problem.ndim, self.problem.dtype)
-        mine = f"{self.blocks} blocks of {self.tile.threads} threads, {shared} B shared memory each"
+        mine = (
+            f"{self.blocks} blocks of {self.tile.threads} threads, {self.shared_bytes} B shared memory each"
+        )
         return f"{mine}; then {self.of_weight.launched}"
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The two kernels that do the work, to be compiled."""
+        mine = Entry(self.kernel, OF_SAMPLES, self.problem.dtype, self.tile.threads, self.shared_bytes)
+        return (mine, *self.of_weight.entries)
+
+    @property
+    def registers(self) -> str:
+        """Registers and occupancy, for ``explain``."""
+        build = build_ordered if self.ordered else build_atomic
+        return registers_of(self.entries, build, self.problem)
 
     def scratch_bytes(self, threads: int) -> int:
         """Return the bytes of the samples' gradients, if they are stored, and of the weights and their parts."""
