@@ -38,6 +38,29 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend, isa", pairs, ids=["-".join(filter(None, pair)) for pair in pairs])
 
 
+def pytest_collection_modifyitems(config, items):
+    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process: those that need the same engines compiled.
+
+    Numba's of one vector width, then; all others of a file, where they share fixtures, but for those that take longest.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = group_of(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+ONE_BY_ONE = ("test_conformance.py", "test_cuda.py")
+
+
+def group_of(item):
+    chosen = getattr(item, "callspec", None)
+    if chosen is not None and chosen.params.get("backend") == "numba":
+        return f"numba {chosen.params.get('isa') or usable_isas('numba')[-1]}"
+    return None if item.path.name in ONE_BY_ONE else item.path.name
+
+
 def own_backends():
     return [
         status.name for status in fastconv.backends() if status.origin == "fastconv" and status.name != "cuda"
