@@ -14,7 +14,7 @@ from . import config
 from .call import OPERANDS, Call, find_call, stand_in
 from .errors import BackendError, ShapeError
 
-__all__ = ["any_on_device", "on_device", "run", "run_call"]
+__all__ = ["any_on_device", "on_device", "run", "run_call", "stand_ins"]
 
 BACKEND = "cuda"
 DTYPES = ("float32", "float64")
@@ -43,12 +43,18 @@ def run(op: str, operands: Sequence[Any], options: tuple, out: Any, backend: Any
     request = _backend(backend)
     with arrays.on(_one_device(operands, out)):
         views = _views(operands)
-        input, weight, bias, offset, mask = (
-            None if view is None else stand_in(name, tuple(view.shape), view.dtype)
-            for name, view in zip(OPERANDS, views, strict=True)
-        )
+        input, weight, bias, offset, mask = _without_memory(views)
         call = find_call(op, input, weight, bias, offset, mask, options, request)
         return _launch(call, operands, views, out)
+
+
+def stand_ins(operands: Sequence[Any], backend: Any) -> tuple[list[np.ndarray | None], config.Request]:
+    """Return arrays of host memory with the shapes and types of those on a device, and the backend that they run on."""
+    from .backends.cuda import arrays
+
+    request = _backend(backend)
+    with arrays.on(_one_device(operands, None)):
+        return _without_memory(_views(operands)), request
 
 
 def run_call(call: Call, operands: Sequence[Any], out: Any) -> Any:
@@ -102,6 +108,13 @@ def _backend(backend: Any) -> config.Request:
             f"copy the arrays to host memory, or ask for {BACKEND!r}"
         )
     return BACKEND
+
+
+def _without_memory(views: Sequence[Any]) -> list[np.ndarray | None]:
+    return [
+        None if view is None else stand_in(name, tuple(view.shape), view.dtype)
+        for name, view in zip(OPERANDS, views, strict=True)
+    ]
 
 
 def _one_device(operands: Sequence[Any], out: Any) -> int | None:

@@ -201,6 +201,8 @@ def device_arrays():
 
     y = fastconv.conv2d(x, weight, layout="NHWC", backend=["numpy", "cuda"])
     assert isinstance(y, type(x))
+    told = fastconv.explain("conv2d", x, weight, bias, **options)
+    assert (told.backend, told.source) == ("cuda", "arrays on a CUDA device")
 
     double = cuda.to_device(arrays[1].astype(np.float64))
     elsewhere, later = cuda.to_device(arrays[1]), cuda.to_device(arrays[0])
