@@ -51,11 +51,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-ONE_BY_ONE = ("test_conformance.py", "test_cuda.py")
+ONE_BY_ONE = ("test_conformance.py", "test_cuda.py")  # the rest is spread test by test
 
 
 def group_of(item):
     chosen = getattr(item, "callspec", None)
+    if item.path.name == "test_numba.py":
+        return f"numba {usable_isas('numba')[-1]}"
     if chosen is not None and chosen.params.get("backend") == "numba":
         return f"numba {chosen.params.get('isa') or usable_isas('numba')[-1]}"
     return None if item.path.name in ONE_BY_ONE else item.path.name
