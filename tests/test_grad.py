@@ -44,7 +44,9 @@ def test_kernels_equal_the_oracle(op, backend, isa):
     report = testing.Report(backend)
     entry = registry.find_backend(backend)
     with config.limit_isa(isa) if isa else config.threads(2):
-        for case in testing.cases(op, COUNT if op in WEIGHT_GRAD else COUNT // 4):
+        count = COUNT if op in WEIGHT_GRAD else COUNT // 4
+        # Of the oracle against itself forms are tested, not values.
+        for case in testing.cases(op, COUNT // 10 if backend == registry.ORACLE else count):
             testing.check_case(case, entry, report, known=ANSWERS)
     assert not report.failed, "\n".join(report.failed[:5])
     unused = {kernel.name for kernel in entry.ready().kernels if op in kernel.ops} - set(report.kernels)

@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> None:
     for name, entry in dict(all_entries()).items() if "--all" in arguments else entries().items():
         found = compile_entry(entry, ptxas)
         spilled = any(one.stack or one.spills for one in found.values())
-        print(row(name, entry, found), "spills" if spilled else "", flush=True)
+        print(row(name, entry, found) + (" spills" if spilled else ""), flush=True)
 
 
 if __name__ == "__main__":
