@@ -38,11 +38,12 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend, isa", pairs, ids=["-".join(filter(None, pair)) for pair in pairs])
 
 
-def pytest_collection_modifyitems(config, items):
-    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process: those that need the same engines compiled.
+# Tests that share nothing, and take long: they are handed out one by one.
+ONE_BY_ONE = ("test_conformance.py", "test_cuda.py")
 
-    Numba's of one vector width, then; all others of a file, where they share fixtures, but for those that take longest.
-    """
+
+def pytest_collection_modifyitems(config, items):
+    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process, so that no two do the same work twice."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
@@ -51,15 +52,11 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-ONE_BY_ONE = ("test_conformance.py", "test_cuda.py")  # the rest is spread test by test
-
-
 def group_of(item):
-    chosen = getattr(item, "callspec", None)
-    if item.path.name == "test_numba.py":
-        return f"numba {usable_isas('numba')[-1]}"
-    if chosen is not None and chosen.params.get("backend") == "numba":
-        return f"numba {chosen.params.get('isa') or usable_isas('numba')[-1]}"
+    """Return a name for all tests that need numba's engines of one vector width compiled, or else are of one file."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if parameters.get("backend") == "numba" or item.path.name == "test_numba.py":
+        return f"numba {parameters.get('isa') or usable_isas('numba')[-1]}"
     return None if item.path.name in ONE_BY_ONE else item.path.name
 
 
