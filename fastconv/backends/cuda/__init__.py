@@ -15,7 +15,8 @@ Kernels know two gathers and no strides, padding or phases; those are tables.
 - ``tables``: from a problem to positions; ``tiles``: the shapes of thread blocks
 - ``gather``: what a tap reads; ``dense``, ``depthwise``: the engines; ``activation``, ``pack``
 - ``weight_grad``, ``deform_grad``: the engines of gradients
-- ``launch``, ``launch_grad``: device arrays, streams, and the grid
+- ``launch``, ``launch_grad``: device arrays, streams, and the grid; ``arrays``, ``dlpack``: those of other libraries
+- ``entry``, ``resources``, ``occupancy``, ``compiled``: what a kernel takes of a GPU, told without one too
 
 It runs where it is named, or where the arrays are on a device already: what a copy there and back costs is
 seldom worth it. Without a GPU it runs in numba's simulator (``NUMBA_ENABLE_CUDASIM=1``), slowly and rightly.
