@@ -26,6 +26,9 @@ LIBRARIES := torch==2.14.1 torchvision==0.29.1 onnx onnxruntime
 # expecttest is for torch's OpInfo database, scikit-learn has the digits of the training example, playwright clicks
 # through the explorer's page where there is a Chromium.
 PEERS := $(LIBRARIES) expecttest scikit-learn distributed playwright
+# They compile the GPU kernels without a GPU: NVVM and ptxas. Registers depend on their versions, so docs/pages/cuda.md has
+# them, and here they are fixed; torch brings the same CUDA.
+CUDA_COMPILER := "numba-cuda[cu13]==0.30.4" "nvidia-cuda-nvcc==13.0.*"
 # Of this only the OCR networks that it ships are used.
 NETWORKS := rapidocr-onnxruntime
 # What `make bench` compares with besides the libraries of the extra `bench`. Less:  make bench BENCH_PEERS=
@@ -78,7 +81,7 @@ gpu: $(VENV)/extra-test $(VENV)/extra-cuda peers
 	$(BIN)/python -m pytest -m gpu -p no:xdist -s $(PYTEST_ARGS) tests/test_gpu.py
 
 peers: $(VENV)/ready
-	$(PIP) install -q $(PEERS)
+	$(PIP) install -q $(PEERS) $(CUDA_COMPILER)
 	$(PIP) install -q --no-deps $(NETWORKS)
 
 wheel: $(VENV)/ready

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import config, registry
+from . import config, device, registry
 from .call import Call, as_arrays, prepare, stand_in
 from .problem import SEPARABLE, parse_op
 
@@ -85,19 +85,22 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
     given.apply_defaults()
     arguments = given.arguments
     names = ("input", "weight", "bias", "offset", "mask")
-    input, weight, bias, offset, mask = as_arrays(
-        **{name: _shape_or_array(name, arguments.get(name)) for name in names}
-    )
+    given_arrays = [arguments.get(name) for name in names]
     options = functional.options_of(arguments)
     backend = arguments["backend"]
-    request, source = (
-        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-    )
+    if device.any_on_device(*given_arrays):
+        operands, request = device.stand_ins(given_arrays, backend)
+        source = "arrays on a CUDA device"
+    else:
+        operands = as_arrays(**dict(zip(names, map(_shape_or_array, names, given_arrays), strict=True)))
+        request, source = (
+            config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
+        )
+    input, weight, bias, offset, mask = operands
     call = prepare(
         op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None
     )
-    operands = dict(zip(names, (input, weight, bias, offset, mask), strict=True))
-    return _explanation(call, operands, arguments["num_threads"])
+    return _explanation(call, dict(zip(names, operands, strict=True)), arguments["num_threads"])
 
 
 def _explain_separable(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
@@ -175,6 +178,7 @@ def describe(call: Call, threads: int, copies: tuple[str, ...] = ()) -> str:
         "ISA": getattr(run, "isa", None),
         "tile": getattr(run, "tile", None),
         "grid": getattr(run, "launched", None),
+        "registers": getattr(run, "registers", None),
         "threads": f"at most {threads}",
         "scratch": None if scratch is None else f"{_bytes(scratch)}",
         "copies": "; ".join(copies) or "none",

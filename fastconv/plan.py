@@ -278,7 +278,7 @@ class Plan:
             raise TypeError(
                 f"a call of this plan takes an offset and a mask as it was planned ({self.problem})"
             )
-        return device.run_call(self._call, (input, self._weight, self._bias, offset, mask), None, out)
+        return device.run_call(self._call, (input, self._weight, self._bias, offset, mask), out)
 
     def _check(self, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
         if array.shape != shape:

@@ -54,6 +54,7 @@ class Refusal:
     DTYPE = "the type is neither float32 nor float64"
     NOT_DETERMINISTIC = "sums come in any order, and FASTCONV_DETERMINISTIC asks for the same bits"
     LARGE_IMAGE = "an image has more than 2**29 pixels"
+    LARGE_TABLES = "an axis has more than 2**26 pairs of a tap and an output, which it keeps a table of"
 
 
 class Executable(Protocol):

@@ -5,6 +5,7 @@ sum is exact in float32 whatever its order: a right kernel equals the oracle to 
 sizes, strides, paddings, dilations and groups on every axis, so that no two can be confused unnoticed.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -534,15 +535,25 @@ def check_backend(
 
 
 def check_case(
-    case: Case | GradCase | SeparableCase, entry: registry.Entry, report: Report, tolerance: float = 0.0
+    case: Case | GradCase | SeparableCase,
+    entry: registry.Entry,
+    report: Report,
+    tolerance: float = 0.0,
+    known: dict[str, Any] | None = None,
 ) -> None:
-    """Run one case on every kernel of a backend that accepts it and add what was found to the report."""
+    """Run one case on every kernel of a backend that accepts it and add what was found to the report.
+
+    `known` keeps the oracle's answers, by case, for whoever asks about several backends.
+    """
+    known = {} if known is None else known
     if isinstance(case, GradCase):
-        _check_grad_case(case, entry, report, tolerance)
+        _check_grad_case(case, entry, report, tolerance, known)
         return
     operands = case.arrays()
     reference = case.call(registry.ORACLE)
-    expected = _run(reference, operands)
+    if str(case) not in known:
+        known[str(case)] = _run(reference, operands)
+    expected = known[str(case)]
     trust(expected, case)
     for kernel, refusal in registry.verdicts(reference.problem, entry):
         if refusal is not None:
@@ -550,15 +561,38 @@ def check_case(
             continue
         report.kernels[kernel.name] += 1
         allowed = max(tolerance, _own_tolerance(kernel, case, expected))
-        for check in (_equals_oracle, _same_bits_on_any_thread_count, _plan_equals_function):
+        for title, check in _checks(case, kernel, operands, expected, allowed).items():
             try:
-                check(case, kernel, operands, expected, allowed)
+                check()
                 report.passed += 1
             except Exception as error:  # any failure of a kernel is a finding, not the end of the run
-                title = check.__name__.strip("_").replace("_", " ")
                 report.failed.append(
                     f"{kernel.backend} {kernel.name}: {title}: {type(error).__name__}: {error}\n  {case}"
                 )
+
+
+def _checks(
+    case: Case | SeparableCase,
+    kernel: registry.Kernel,
+    operands: dict,
+    expected: np.ndarray,
+    tolerance: float,
+) -> dict[str, Callable[[], None]]:
+    """Return the checks of one kernel by what they are about; they share one call and its result on one thread."""
+
+    @functools.cache
+    def call() -> Call:
+        return _forced(case, kernel)
+
+    @functools.cache
+    def one() -> np.ndarray:
+        return _run(call(), operands)
+
+    return {
+        "equals oracle": lambda: _compare(one(), expected, tolerance),
+        "same bits on any thread count": lambda: assert_exact(_run(call(), operands, 3), one()),
+        "plan equals function": lambda: _compare(_planned(case, kernel, operands), expected, tolerance),
+    }
 
 
 def _own_tolerance(kernel: registry.Kernel, case: Case | SeparableCase, expected: np.ndarray) -> float:
@@ -570,7 +604,9 @@ def _own_tolerance(kernel: registry.Kernel, case: Case | SeparableCase, expected
     return kernel.tolerance * float(np.finfo(expected.dtype).eps) * gain
 
 
-def _check_grad_case(case: GradCase, entry: registry.Entry, report: Report, tolerance: float) -> None:
+def _check_grad_case(
+    case: GradCase, entry: registry.Entry, report: Report, tolerance: float, known: dict[str, Any]
+) -> None:
     problem, arrays = case.problem(), case.arrays()
     accepted = []
     for kernel, refusal in registry.verdicts(problem, entry):
@@ -580,8 +616,10 @@ def _check_grad_case(case: GradCase, entry: registry.Entry, report: Report, tole
             report.refused[refusal] += 1
     if not accepted:
         return
-    (oracle,) = registry.kernels(case.op, backend=registry.ORACLE)
-    expected = case.run(oracle, arrays)
+    if str(case) not in known:
+        (oracle,) = registry.kernels(case.op, backend=registry.ORACLE)
+        known[str(case)] = case.run(oracle, arrays)
+    expected = known[str(case)]
     for kernel in accepted:
         report.kernels[kernel.name] += 1
         try:
@@ -620,37 +658,11 @@ def _forced(case: Case | SeparableCase, kernel: registry.Kernel, *, prepared: bo
     return type(reference)(reference.problem, kernel, "testing", reference.unbatched, reference.result_dtype)
 
 
-def _equals_oracle(
-    case: Case | SeparableCase,
-    kernel: registry.Kernel,
-    operands: dict,
-    expected: np.ndarray,
-    tolerance: float,
-) -> None:
-    _compare(_run(_forced(case, kernel), operands), expected, tolerance)
-
-
-def _same_bits_on_any_thread_count(
-    case: Case | SeparableCase,
-    kernel: registry.Kernel,
-    operands: dict,
-    expected: np.ndarray,
-    tolerance: float,
-) -> None:
-    call = _forced(case, kernel)
-    assert_exact(_run(call, operands, 3), _run(call, operands, 1))
-
-
-def _plan_equals_function(
-    case: Case | SeparableCase,
-    kernel: registry.Kernel,
-    operands: dict,
-    expected: np.ndarray,
-    tolerance: float,
-) -> None:
+def _planned(case: Case | SeparableCase, kernel: registry.Kernel, operands: dict) -> np.ndarray:
+    """Return the result of a plan."""
     call = _forced(case, kernel, prepared=True)
     plan = Plan(call, [operands.get(name) for name in call.constant], None)
-    _compare(plan(operands["input"], operands.get("offset"), operands.get("mask")), expected, tolerance)
+    return plan(operands["input"], operands.get("offset"), operands.get("mask"))
 
 
 def _compare(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> None:

@@ -38,6 +38,28 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("backend, isa", pairs, ids=["-".join(filter(None, pair)) for pair in pairs])
 
 
+# Tests that share nothing, and take long: they are handed out one by one.
+ONE_BY_ONE = ("test_conformance.py", "test_cuda.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Say which tests `pytest -n 2 --dist loadgroup` runs in one process, so that no two do the same work twice."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        group = group_of(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def group_of(item):
+    """Return a name for all tests that need numba's engines of one vector width compiled, or else are of one file."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if parameters.get("backend") == "numba" or item.path.name == "test_numba.py":
+        return f"numba {parameters.get('isa') or usable_isas('numba')[-1]}"
+    return None if item.path.name in ONE_BY_ONE else item.path.name
+
+
 def own_backends():
     return [
         status.name for status in fastconv.backends() if status.origin == "fastconv" and status.name != "cuda"

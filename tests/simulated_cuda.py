@@ -8,16 +8,18 @@ import re
 import sys
 import warnings
 from itertools import islice
+from unittest import mock
 
 import cuda_simulator
 import numpy as np
 import pytest
-from numba import cuda
+from numba import cuda, njit
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
 import fastconv
 from fastconv import registry, testing
+from fastconv.backends.cuda import compiled, launch, launch_grad, tiles
 from fastconv.backends.cuda import dense as dense_engine
-from fastconv.backends.cuda import launch, tiles
 from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, DEFORM_GRAD, WEIGHT_GRAD
 
 # A simulated thread takes some microseconds for each multiply-add, and more for each position.
@@ -79,10 +81,32 @@ def full_tiles():
         problem = fastconv.Problem.create("conv2d", x.shape, weight.shape, **options)
         for tile in tiles.DENSE[np.dtype(np.float32)]:
             kernel = dense_engine.dense(problem.dtype, tile, 1, layout == "NHWC", None)
-            run = launch.Forward(problem, kernel, tile, -(-17 // tile.channels), 0)
+            run = launch.Forward(problem, kernel, tile, -(-17 // tile.channels), 0, launch.build_dense)
             actual = np.full_like(expected, np.nan)
             run(actual, x, weight, None, None, None, 1)
             testing.assert_exact(actual, expected, tile)
+
+
+def full_gradient_tiles():
+    """The same of gradients: channels and pixels that fill no tile, and the tile of cubes in doubles."""
+    launch_grad.sample_grad_tile = lambda problem, simulated: tiles.sample_grad_tile(problem, False)
+    launch_grad.weight_grad_tile = lambda simulated: tiles.weight_grad_tile(False)
+    rng = np.random.default_rng(4)
+    for layout, dtype, size in (("NHWC", np.float32, (10, 9)), ("NCHW", np.float64, (3, 4, 4))):
+        ndim, channels, outs = len(size), 18, 9
+        shapes = [(1, channels, *size), (1, 2 * ndim * 2, *size), (outs, channels, *(1,) * (ndim - 1), 2)]
+        moved = (0, *range(2, ndim + 2), 1) if layout == "NHWC" else tuple(range(ndim + 2))
+        x, offset, gy = (
+            np.ascontiguousarray(rng.integers(-4, 5, shape).transpose(moved), dtype)
+            for shape in (shapes[0], shapes[1], (1, outs, *size))
+        )
+        weight = rng.integers(-4, 5, shapes[2]).astype(dtype)
+        options = {"padding": (*((0, 0),) * (ndim - 1), (0, 1)), "layout": layout}
+        gradient = getattr(fastconv.grad, f"deform_conv{ndim}d")
+        wanted = gradient(gy, x, offset / 2, weight, **options, backend="numpy")
+        found = gradient(gy, x, offset / 2, weight, **options, backend="cuda")
+        for name in ("input", "offset", "weight"):
+            testing.assert_exact(getattr(found, name), getattr(wanted, name), (name, dtype))
 
 
 def activations():
@@ -94,8 +118,12 @@ def activations():
             actual = fastconv.conv1d(x, weight, activation=activation, backend="cuda")
             expected = fastconv.conv1d(x, weight, activation=activation, backend="numpy")
             np.testing.assert_allclose(actual, expected, rtol=0, atol=64 * np.finfo(dtype).eps)
-        mine = fastconv.conv1d(x, weight, activation=lambda v: v if v > 0 else v / 2, backend="cuda")
-        np.testing.assert_array_equal(mine[0, 0], np.where(x[0, 0] > 0, x[0, 0], x[0, 0] / 2))
+        for function in (lambda v: v if v > 0 else v / 2, njit(lambda v: v * v), abs, np.tanh):
+            mine = fastconv.conv1d(x, weight, activation=function, backend="cuda")
+            expected = fastconv.conv1d(
+                x, weight, activation=getattr(function, "py_func", function), backend="numpy"
+            )
+            np.testing.assert_allclose(mine, expected, rtol=0, atol=4 * np.finfo(dtype).eps)
 
 
 def special_offsets():
@@ -134,6 +162,19 @@ def forms():
     told = str(fastconv.explain("conv2d", x, weight, backend="cuda"))
     assert "blocks of 4 threads" in told
     assert "B shared memory each" in told
+    registers = next(line for line in told.splitlines() if line.startswith("registers:"))
+    if compiled.find_ptxas():
+        # Of the kernel of a device, which is not the one of the simulator.
+        assert (
+            re.fullmatch(
+                r"registers: +on a device, by its compiler: sm_75 \d+ a thread, \d+ blocks on a multiprocessor, occupancy \d+%, "
+                r"sm_80 .*, sm_90 .*",
+                registers,
+            )
+            or "NVVM" in registers
+        ), registers
+    else:
+        assert "the simulator compiles nothing: ptxas is neither" in registers
     assert fastconv.explain("conv2d", x, weight).backend != "cuda"
 
 
@@ -159,12 +200,37 @@ def device_arrays():
     found = fastconv.deform_conv2d(*there[:3], mask=there[3], layout="NHWC")
     testing.assert_exact(found.copy_to_host(), wanted)
 
+    y = fastconv.conv2d(x, weight, layout="NHWC", backend=["numpy", "cuda"])
+    assert isinstance(y, type(x))
+    with mock.patch.object(launch, "without_a_device", return_value="told elsewhere"):
+        told = fastconv.explain("conv2d", x, weight, bias, **options)
+    assert (told.backend, told.source) == ("cuda", "arrays on a CUDA device")
+
     double = cuda.to_device(arrays[1].astype(np.float64))
+    elsewhere, later = cuda.to_device(arrays[1]), cuda.to_device(arrays[0])
+    for array in (elsewhere, later):
+        array.__dlpack_device__ = lambda: (2, 1)
+    shifted = np.zeros(arrays[0].nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape)
+    crooked, frozen = FakeCUDAArray(shifted), cuda.device_array(expected.shape, np.float32)
+    frozen.__cuda_array_interface__ = {"data": (0, True)}
     across = cuda.to_device(arrays[0]).transpose((0, 2, 1, 3))
     for error, said, call in (
         (TypeError, "weight is in host memory, but input is on", lambda: fastconv.conv2d(x, arrays[1])),
         (TypeError, "all be float32 or all float64", lambda: fastconv.conv2d(x, double, layout="NHWC")),
         (ValueError, "input must be C-contiguous", lambda: fastconv.conv2d(across, weight, layout="NHWC")),
+        (ValueError, "input must be aligned", lambda: fastconv.conv2d(crooked, weight, layout="NHWC")),
+        (
+            ValueError,
+            "all arrays must be on one CUDA device, got {'input': 0, 'weight': 1}",
+            lambda: fastconv.conv2d(x, elsewhere, layout="NHWC"),
+        ),
+        (
+            ValueError,
+            "{'input': 0, 'weight': 0, 'out': 1}",
+            lambda: fastconv.conv2d(x, weight, layout="NHWC", out=later),
+        ),
+        (ValueError, "on CUDA device 1, but the plan keeps its weight on device 0", lambda: plan(later)),
+        (ValueError, "is read-only", lambda: fastconv.conv2d(x, weight, bias, **options, out=frozen)),
         (
             fastconv.BackendError,
             "only backend 'cuda' runs, but backend= asks for 'numpy'",

@@ -48,7 +48,8 @@ class TestDeformableDigits:
         needs = (*self.NEEDS, "torchvision") if op == "torchvision" else self.NEEDS
         example = script("deformable_digits", *needs)
         figure = tmp_path / "points.png"
-        example.main(["--quick", "--op", op, "--figure", str(figure)])
+        # Each step is followed by a look at all test images, which takes longest.
+        example.main(["--quick", "--steps", "2", "--op", op, "--figure", str(figure)])
         printed = capsys.readouterr().out
         assert "of the test images right" in printed
         assert "of 1 seeds" in printed

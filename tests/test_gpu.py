@@ -8,6 +8,7 @@ import pytest
 
 import fastconv
 from fastconv import registry, testing
+from fastconv.benchmark import workloads
 from fastconv.problem import DEFORM_GRAD, OPS, WEIGHT_GRAD
 
 pytestmark = [
@@ -17,14 +18,8 @@ pytestmark = [
     ),
 ]
 
-# (op, N, C, size, O, kernel, options, offset groups)
-LAYERS = (
-    ("conv2d", 32, 64, 56, 64, 3, {"padding": 1}, 0),
-    ("conv2d", 32, 256, 14, 256, 3, {"padding": 1}, 0),
-    ("conv2d", 32, 96, 56, 96, 3, {"padding": 1, "groups": 96}, 0),
-    ("conv_transpose2d", 8, 64, 56, 32, 4, {"stride": 2, "padding": 1}, 0),
-    ("deform_conv2d", 8, 64, 56, 64, 3, {"padding": 1}, 1),
-)
+SUITE = [layer for layer in workloads.load() if not layer.pointwise]  # two calls on this backend
+PLAIN, DEFORMABLE = (workloads.select(SUITE, [name])[0] for name in ("rn50_c2_3x3", "dcn1_rn50_c3"))
 
 
 @pytest.mark.parametrize("op", OPS + WEIGHT_GRAD + DEFORM_GRAD)
@@ -39,7 +34,7 @@ def test_kernels_equal_the_oracle(op):
 
 @pytest.mark.parametrize("library", ["torch", "cupy"])
 def test_arrays_of_other_libraries_stay_on_the_device(library):
-    x, weight = layer_arrays(LAYERS[0])[:2]
+    x, weight = PLAIN.operands().values()
     expected = fastconv.conv2d(x, weight, padding=1)
     there = pytest.importorskip(library)
     if library == "torch":
@@ -54,12 +49,12 @@ def test_arrays_of_other_libraries_stay_on_the_device(library):
 
 
 def test_the_ordered_gradient_has_the_same_bits_each_time():
-    x, weight, offset = layer_arrays(LAYERS[-1])
-    x, offset = x[:1], offset[:1]
-    gy = np.random.default_rng(1).standard_normal((1, 64, 56, 56), np.float32)
+    operands = DEFORMABLE.operands()
+    x, weight, offset = (operands[name] for name in ("input", "weight", "offset"))
     case = fastconv.Problem.create(
         "deform_conv2d_grad", x.shape, weight.shape, offset_shape=offset.shape, padding=1
     )
+    gy = np.random.default_rng(1).standard_normal(case.output_shape, np.float32)
     (kernel,) = (k for k in fastconv.kernels(case.op, backend="cuda") if k.name.endswith("ordered"))
     first, second = np.empty_like(x), np.empty_like(x)
     for grad in (first, second):
@@ -67,38 +62,74 @@ def test_the_ordered_gradient_has_the_same_bits_each_time():
     testing.assert_exact(first, second)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer[0]}-c{layer[2]}-h{layer[3]}")
-def test_times_beside_pytorch(layer, capsys):
+@pytest.mark.parametrize("layer", [PLAIN, DEFORMABLE], ids=lambda layer: layer.name)
+def test_registers_and_occupancy_are_told_and_the_drivers(layer):
+    from numba import cuda
+
+    problem = layer.problem()
+    (kernel,) = (k for k in fastconv.kernels(layer.op, backend="cuda") if k.refuse(problem) is None)
+    (entry,) = kernel.build(problem).entries
+    told = str(
+        fastconv.explain(layer.op, *(array.shape for array in ordered(layer)), padding=1, backend="cuda")
+    )
+    signature = entry.arguments.signature(problem.dtype)
+    registers = entry.kernel.get_regs_per_thread(signature)
+    assert f"registers:    {registers} a thread and 0 B of local memory; " in told
+    at_once = entry.kernel.overloads[signature.args].max_cooperative_grid_blocks(entry.threads)
+    blocks = at_once // cuda.get_current_device().MULTIPROCESSOR_COUNT
+    assert f"{blocks} blocks on a multiprocessor" in told
+
+
+def ordered(layer):
+    """Return the arrays of a layer in the order of its function."""
+    operands = layer.operands()
+    names = ("input", "offset", "weight") if layer.offset_groups else ("input", "weight")
+    return [operands[name] for name in names]
+
+
+@pytest.mark.parametrize("layer", SUITE, ids=lambda layer: layer.name)
+@pytest.mark.timeout(600)
+def test_times_of_the_bench_suite_beside_pytorch(layer, capsys):
     """Print the median time of a plan and of cuDNN or torchvision, on device arrays; only results are asserted."""
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
     torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = False
-    op, options = layer[0], layer[6]
-    x, weight, *rest = (torch.as_tensor(array).cuda() for array in layer_arrays(layer))
-    plan = fastconv.plan(op, tuple(x.shape), weight.cpu().numpy(), **options, backend="cuda")
-    if rest:
-        peer = pytest.importorskip("torchvision").ops.deform_conv2d
-        theirs = lambda: peer(x, rest[0], weight, **options)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    operands = layer.operands()
+    there = {name: torch.as_tensor(array).cuda() for name, array in operands.items()}
+    points = {"offset_groups": layer.offset_groups, "mask": layer.mask} if layer.offset_groups else {}
+    plan = fastconv.plan(
+        layer.op, layer.input, operands["weight"], **points, **layer.options(), backend="cuda"
+    )
+    ours = lambda: plan(there["input"], there.get("offset"), there.get("mask"))
+    theirs = peer(torch, layer, there)
+    if theirs is None:
+        expected = getattr(fastconv, layer.op)(**operands, **layer.options())
     else:
-        theirs = lambda: getattr(torch.nn.functional, op)(x, weight, **options)
-    ours = lambda: plan(x, *rest)
-    testing.assert_close(ours().cpu().numpy(), theirs().cpu().numpy(), 1e-5)
+        expected = theirs().cpu().numpy()
+    testing.assert_close(ours().cpu().numpy(), expected, 1e-5)
     with capsys.disabled():
-        mine, peers = milliseconds(torch, ours), milliseconds(torch, theirs)
-        print(f"\n{plan.problem}: {mine:.3f} ms, PyTorch {peers:.3f} ms, ratio {mine / peers:.2f}")
+        mine = milliseconds(torch, ours)
+        told = "PyTorch has nothing for it"
+        if theirs is not None:
+            peers = milliseconds(torch, theirs)
+            told = f"PyTorch {peers:.3f} ms, ratio {mine / peers:.2f}"
+        print(f"\n{layer.name}: {mine:.3f} ms, {told}")
 
 
-def layer_arrays(layer):
-    """Return input and weight, and the offset of a deformable convolution."""
-    op, n, c, size, o, k, options, offset_groups = layer
-    rng = np.random.default_rng(0)
-    pair = (c, o) if op.startswith("conv_transpose") else (o, c // options.get("groups", 1))
-    shapes = [(n, c, size, size), (*pair, k, k)]
-    if offset_groups:
-        shapes.append((n, 2 * offset_groups * k * k, size, size))
-    return [rng.standard_normal(shape, np.float32) for shape in shapes]
+def peer(torch, layer, there):
+    """Return the call of PyTorch or torchvision that computes a layer; None if they have none."""
+    options = layer.options()
+    if layer.variant != "deform_conv":
+        function = getattr(torch.nn.functional, layer.op)
+        return lambda: function(there["input"], there["weight"], **options)
+    if layer.op != "deform_conv2d":
+        return None
+    function = pytest.importorskip("torchvision").ops.deform_conv2d
+    return lambda: function(
+        there["input"], there["offset"], there["weight"], mask=there.get("mask"), **options
+    )
 
 
 def milliseconds(torch, run, repeats=30):

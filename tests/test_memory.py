@@ -112,6 +112,8 @@ print("done")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protected pages are made by Linux calls")
 def test_nothing_outside_the_arrays_is_touched(backend):
+    if backend == "numpy":
+        pytest.skip("NumPy looks at its own indices")
     settings = f"COUNT, BACKEND, ISAS = 17, {backend!r}, {list(_native.isas())!r}\n"
     said = python(settings + PROGRAM, timeout=110)
     assert said.rstrip().endswith("done"), said[-2000:]

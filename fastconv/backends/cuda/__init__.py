@@ -15,7 +15,8 @@ Kernels know two gathers and no strides, padding or phases; those are tables.
 - ``tables``: from a problem to positions; ``tiles``: the shapes of thread blocks
 - ``gather``: what a tap reads; ``dense``, ``depthwise``: the engines; ``activation``, ``pack``
 - ``weight_grad``, ``deform_grad``: the engines of gradients
-- ``launch``, ``launch_grad``: device arrays, streams, and the grid
+- ``launch``, ``launch_grad``: device arrays, streams, and the grid; ``arrays``, ``dlpack``: those of other libraries
+- ``entry``, ``resources``, ``occupancy``, ``compiled``: what a kernel takes of a GPU, told without one too
 
 It runs where it is named, or where the arrays are on a device already: what a copy there and back costs is
 seldom worth it. Without a GPU it runs in numba's simulator (``NUMBA_ENABLE_CUDASIM=1``), slowly and rightly.
@@ -38,6 +39,7 @@ __all__ = ["backend"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 PIXELS_MOST = 2**29  # of one image: positions of three axes are added in 32 bits
+WORDS_MOST = 2**26  # of the table of an axis
 
 # Rough speeds, only there to rank kernels: operations and bytes a second.
 FLOPS = 5e12
@@ -58,6 +60,8 @@ def _accept(problem: Problem) -> str | None:
         return Refusal.DTYPE
     if max(math.prod(problem.input_size), math.prod(problem.output_size)) > PIXELS_MOST:
         return Refusal.LARGE_IMAGE
+    if max(map(math.prod, zip(problem.kernel_size, problem.output_size, strict=True))) > WORDS_MOST:
+        return Refusal.LARGE_TABLES
     return None
 
 

@@ -1,10 +1,11 @@
 """What the compiler says of the kernels, without a GPU: registers, spills, shared memory, and the occupancy they allow.
 
-``python -m fastconv.backends.cuda.compiled`` prints the table of docs/pages/cuda.md. Kernels are compiled to PTX by NVVM and
-to machine code by ptxas, which comes with the CUDA toolkit or in NVIDIA's packages
-(``pip install numba-cuda[cu13] nvidia-cuda-nvcc``).
+``python -m fastconv.backends.cuda.compiled`` prints the table of docs/pages/cuda.md, with ``--all`` every kernel there is.
+Kernels are compiled to PTX by NVVM, for the oldest of the architectures, and to the machine code of each by ptxas.
+Both come with the CUDA toolkit or in NVIDIA's packages (``pip install numba-cuda[cu13] nvidia-cuda-nvcc``).
 """
 
+import pickle
 import re
 import shutil
 import subprocess
@@ -12,57 +13,46 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import numpy as np
 
-from .deform_grad import sample_grad, sample_grad_shared_bytes
+from .deform_grad import ordered_scatter, sample_grad, sample_grad_shared_bytes
 from .dense import dense, dense_shared_bytes
 from .depthwise import depthwise, depthwise_shared_bytes
-from .tiles import DENSE, DEPTHWISE, SAMPLE_GRAD, WEIGHT_GRAD, Tile
-from .weight_grad import weight_grad, weight_grad_shared_bytes
+from .entry import FORWARD, OF_SAMPLES, OF_WEIGHT, Arguments, Entry
+from .launch import FLAT_THREADS
+from .occupancy import occupancy
+from .pack import clear, pack
+from .tiles import DENSE, DEPTHWISE, SAMPLE_GRAD, SAMPLE_GRAD_CUBES, WEIGHT_GRAD
+from .weight_grad import add_parts, weight_grad, weight_grad_shared_bytes
 
-__all__ = ["ARCHITECTURES", "Compiled", "Entry", "compile_entry", "entries", "find_ptxas"]
+__all__ = [
+    "ARCHITECTURES",
+    "Compiled",
+    "all_entries",
+    "compile_entry",
+    "entries",
+    "find_ptxas",
+    "row",
+    "versions",
+]
 
 ARCHITECTURES = ((7, 5), (8, 0), (9, 0))
+LAYOUTS = {"NCHW": False, "NHWC": True}
+CORNERS = {"conv": 1, "deform_conv1d": 2, "deform_conv2d": 4, "deform_conv3d": 8}
+OF_SCATTER = Arguments(("float",) * 4 + ("words", "rows", "form"), 7)
 
-# Of a multiprocessor, by architecture: registers, bytes of shared memory, threads, blocks.
-RESOURCES = {
-    (7, 5): (65536, 65536, 1024, 16),
-    (8, 0): (65536, 167936, 2048, 32),
-    (9, 0): (65536, 233472, 2048, 32),
-}
-REGISTER_UNIT = 8  # a thread's registers are rounded up to this
-SHARED_RESERVED = 1024  # of each block, from sm_80 on
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One kernel to compile.
-
-    Attributes
-    ----------
-    name : str
-    kernel : object
-        What ``numba.cuda.jit`` made.
-    arrays, integers : tuple, int
-        The signature: kinds of arrays ("float" of the type, "words", "rows" or "form"), then so many integers.
-    dtype : numpy.dtype
-    tile : Tile
-    shared_bytes : int
-        What the launch reckons with.
-    """
-
-    name: str
-    kernel: Any
-    arrays: tuple[str, ...]
-    integers: int
-    dtype: np.dtype
-    tile: Tile
-    shared_bytes: int
+# Every engine, type and layout of the forward ones, and of the gradients the type; of the tiles and ranks of
+# deformable ones those that need most. What is left out needs less of each resource than another one here.
+IN_TABLE = re.compile(
+    r"conv |conv_depthwise |deform_conv2d (128x64|64x32) |deform_conv3d (128x64|64x32) NCHW |"
+    r"conv_weight_grad NCHW |deform_conv[23]d_weight_grad NCHW |deform_conv2d_grad_\w+ NCHW |"
+    r"deform_conv3d_grad_atomic NCHW "
+)
 
 
 @dataclass(frozen=True)
@@ -87,38 +77,61 @@ class Compiled:
     occupancy: float
 
 
-FORWARD = ("float",) * 6 + ("words", "rows", "rows", "form")
-OF_WEIGHT = ("float",) * 5 + ("words", "rows", "form")
-OF_SAMPLES = ("float",) * 8 + ("words", "rows", "form")
+def entries() -> dict[str, Entry]:
+    """Return the kernels of the table, by name."""
+    return {name: entry for name, entry in all_entries() if IN_TABLE.match(name)}
 
 
-def entries() -> Iterator[Entry]:
-    """Yield the kernels that do the work, in both types and layouts."""
+def all_entries() -> Iterator[tuple[str, Entry]]:
+    """Yield the name and the entry of every kernel there is, without an activation."""
     for dtype in DENSE:
-        kind = dtype.name
-        for layout in ("NCHW", "NHWC"):
-            last = layout == "NHWC"
-            for tile in DENSE[dtype]:
-                shared = dense_shared_bytes(tile, 1, dtype)
-                name = f"conv_dense {tile.pixels}x{tile.channels} {layout} {kind}"
-                yield Entry(name, dense(dtype, tile, 1, last, None), FORWARD, 11, dtype, tile, shared)
-            tile = DEPTHWISE[layout]
-            shared = depthwise_shared_bytes(tile, dtype)
-            name = f"conv_depthwise {layout} {kind}"
-            yield Entry(name, depthwise(dtype, tile, last, None), FORWARD, 11, dtype, tile, shared)
-            tile = DENSE[dtype][0]
-            shared = dense_shared_bytes(tile, 4, dtype)
-            name = f"deform_conv2d_tile {layout} {kind}"
-            yield Entry(name, dense(dtype, tile, 4, last, None), FORWARD, 11, dtype, tile, shared)
-        for name, corners in (("conv_weight_grad_dense", 1), ("deform_conv2d weight", 4)):
-            kernel = weight_grad(dtype, WEIGHT_GRAD, corners, False)
-            shared = weight_grad_shared_bytes(WEIGHT_GRAD, corners, dtype)
-            yield Entry(f"{name} {kind}", kernel, OF_WEIGHT, 13, dtype, WEIGHT_GRAD, shared)
-        tile = SAMPLE_GRAD[dtype]
-        for name, ordered in (("deform_conv2d_grad_atomic", False), ("deform_conv2d_grad_ordered", True)):
-            kernel = sample_grad(dtype, tile, 2, False, ordered)
-            shared = sample_grad_shared_bytes(tile, 2, dtype)
-            yield Entry(f"{name} {kind}", kernel, OF_SAMPLES, 11, dtype, tile, shared)
+        for layout in LAYOUTS:
+            yield from _forward(dtype, layout)
+            yield from _gradients(dtype, layout)
+        yield from _helpers(dtype)
+
+
+def _forward(dtype: np.dtype, layout: str) -> Iterator[tuple[str, Entry]]:
+    last, kind = LAYOUTS[layout], f"{layout} {dtype.name}"
+    tile = DEPTHWISE[layout]
+    kernel, shared = depthwise(dtype, tile, last, None), depthwise_shared_bytes(tile, dtype)
+    yield f"conv_depthwise {kind}", Entry(kernel, FORWARD, dtype, tile.threads, shared)
+    for engine, corners in CORNERS.items():
+        for tile in DENSE[dtype]:
+            kernel, shared = dense(dtype, tile, corners, last, None), dense_shared_bytes(tile, corners, dtype)
+            name = f"{engine} {tile.pixels}x{tile.channels} {kind}"
+            yield name, Entry(kernel, FORWARD, dtype, tile.threads, shared)
+
+
+def _gradients(dtype: np.dtype, layout: str) -> Iterator[tuple[str, Entry]]:
+    last, kind = LAYOUTS[layout], f"{layout} {dtype.name}"
+    for engine, corners in CORNERS.items():
+        kernel = weight_grad(dtype, WEIGHT_GRAD, corners, last)
+        shared = weight_grad_shared_bytes(WEIGHT_GRAD, corners, dtype)
+        yield (
+            f"{engine}_weight_grad {kind}",
+            Entry(kernel, OF_WEIGHT, dtype, WEIGHT_GRAD.threads, shared),
+        )
+    for ndim in (1, 2, 3):
+        tile = (SAMPLE_GRAD_CUBES if ndim == 3 else SAMPLE_GRAD)[dtype]
+        shared = sample_grad_shared_bytes(tile, ndim, dtype)
+        for order in ("atomic", "ordered"):
+            kernel = sample_grad(dtype, tile, ndim, last, order == "ordered")
+            yield (
+                f"deform_conv{ndim}d_grad_{order} {kind}",
+                Entry(kernel, OF_SAMPLES, dtype, tile.threads, shared),
+            )
+
+
+def _helpers(dtype: np.dtype) -> Iterator[tuple[str, Entry]]:
+    for ndim in (1, 2, 3):
+        yield (
+            f"ordered_scatter {ndim}d {dtype.name}",
+            Entry(ordered_scatter(dtype, ndim), OF_SCATTER, dtype, FLAT_THREADS, 0),
+        )
+    yield f"add_parts {dtype.name}", Entry(add_parts(), Arguments(("float",) * 2, 1), dtype, FLAT_THREADS, 0)
+    yield f"pack {dtype.name}", Entry(pack(), Arguments(("float",) * 2, 6), dtype, FLAT_THREADS, 0)
+    yield f"clear {dtype.name}", Entry(clear(), Arguments(("float",)), dtype, FLAT_THREADS, 0)
 
 
 def find_ptxas() -> str | None:
@@ -130,34 +143,47 @@ def find_ptxas() -> str | None:
     return next((str(path) for folder in packaged for path in sorted(folder.glob("*/bin/ptxas"))), None)
 
 
-def compile_entry(entry: Entry, architecture: tuple[int, int], ptxas: str) -> Compiled:
-    """Compile one kernel for one architecture."""
-    number = "".join(map(str, architecture))
+def versions(ptxas: str) -> str:
+    """Return the versions of the compilers, on which the registers depend."""
+    from numba import cuda
+
+    told = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release ([\d.]+)", told)
+    own = "numba-cuda" if "numba_cuda" in str(cuda.__file__) else "numba"
+    return f"{own} {version(own)} and ptxas {release[1] if release else 'of an unknown version'}"
+
+
+def compile_entry(entry: Entry, ptxas: str) -> dict[tuple[int, int], Compiled]:
+    """Compile one kernel for each architecture."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
-        source.write_text(_ptx(entry, architecture))
-        command = [ptxas, "-v", f"-arch=sm_{number}", str(source), "-o", str(Path(folder, "kernel.cubin"))]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    stack, spills = _figure(r"(\d+) bytes stack frame", told), _figure(r"(\d+) bytes spill stores", told)
-    registers, shared = _figure(r"Used (\d+) registers", told), _figure(r"(\d+) bytes smem", told)
-    blocks, occupancy = _occupancy(architecture, registers, shared, entry.tile.threads)
-    return Compiled(registers, stack, spills, shared, blocks, occupancy)
+        source.write_text(_ptx(entry, ARCHITECTURES[0]))
+        return {each: _assemble(source, each, entry.threads, ptxas) for each in ARCHITECTURES}
+
+
+def _assemble(source: Path, architecture: tuple[int, int], threads: int, ptxas: str) -> Compiled:
+    machine = f"-arch=sm_{architecture[0]}{architecture[1]}"
+    command = [ptxas, "-v", machine, str(source), "-o", str(source.with_suffix(".cubin"))]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"ptxas {machine}: {run.stderr.strip()}")
+    stack, spills = (_figure(rf"(\d+) bytes {what}", run.stderr) for what in ("stack frame", "spill stores"))
+    registers = _figure(r"Used (\d+) registers", run.stderr)
+    shared = _figure(r"(\d+) bytes smem", run.stderr)
+    found = occupancy(architecture, registers, shared, threads)
+    assert found is not None  # all of these are known
+    return Compiled(registers, stack, spills, shared, found.blocks, found.share)
 
 
 def _ptx(entry: Entry, architecture: tuple[int, int]) -> str:
-    from numba import cuda, from_dtype, types
+    from numba import cuda
 
-    kinds = {
-        "float": from_dtype(entry.dtype)[::1],
-        "words": types.int32[::1],
-        "rows": types.int32[:, ::1],
-        "form": types.int64[::1],
-    }
-    signature = (*(kinds[kind] for kind in entry.arrays), *(types.int64,) * entry.integers)
     # Device functions are typed for the device that is there; here there is none.
     stand_in = SimpleNamespace(compute_capability=architecture)
     with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=stand_in):
-        return cuda.compile_ptx(entry.kernel.py_func, signature, cc=architecture)[0]
+        return cuda.compile_ptx(
+            entry.kernel.py_func, entry.arguments.signature(entry.dtype).args, cc=architecture
+        )[0]
 
 
 def _figure(pattern: str, text: str) -> int:
@@ -165,35 +191,49 @@ def _figure(pattern: str, text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _occupancy(architecture: tuple[int, int], registers: int, shared: int, threads: int) -> tuple[int, float]:
-    all_registers, all_shared, all_threads, all_blocks = RESOURCES[architecture]
-    taken = -(-registers // REGISTER_UNIT) * REGISTER_UNIT * threads
-    reserved = SHARED_RESERVED if architecture >= (8, 0) else 0
-    blocks = min(
-        all_registers // taken, all_shared // (shared + reserved), all_threads // threads, all_blocks
-    )
-    return blocks, blocks * threads / all_threads
+def row(name: str, entry: Entry, found: dict[tuple[int, int], Compiled]) -> str:
+    """Return a row of the table."""
+    shared = max(one.shared for one in found.values())
+    cells = [f"`{name}`", str(entry.threads), str(shared)]
+    cells += [f"{one.registers}, {one.blocks}, {one.occupancy:.0%}" for one in found.values()]
+    return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Print the table."""
+def answer() -> None:
+    """Print what ``explain`` asks for on the standard input: the figures of a problem's kernels."""
+    build, problem = pickle.load(sys.stdin.buffer)
+    ptxas = _ptxas_or_exit()
+    told = []
+    for entry in build(problem).entries:
+        found = compile_entry(entry, ptxas)
+        told.append(
+            ", ".join(
+                f"sm_{a}{b} {one.registers} a thread, {one.blocks} blocks on a multiprocessor, occupancy {one.occupancy:.0%}"
+                for (a, b), one in found.items()
+            )
+        )
+    print(f"on a device, by its compiler: {'; then '.join(told)}")
+
+
+def _ptxas_or_exit() -> str:
     ptxas = find_ptxas()
     if ptxas is None:
         raise SystemExit("ptxas is neither on the PATH nor among NVIDIA's packages")
+    return ptxas
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table."""
+    ptxas = _ptxas_or_exit()
+    print(f"Compiled by {versions(ptxas)}.\n")
     heads = ["kernel", "threads", "shared, B"]
     heads += [f"sm_{a}{b}: registers, blocks, occupancy" for a, b in ARCHITECTURES]
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for entry in entries():
-        found = [compile_entry(entry, architecture, ptxas) for architecture in ARCHITECTURES]
-        assert not any(one.stack or one.spills for one in found), entry.name
-        cells = [f"{one.registers}, {one.blocks}, {one.occupancy:.0%}" for one in found]
-        print(
-            "| "
-            + " | ".join([f"`{entry.name}`", str(entry.tile.threads), str(found[0].shared), *cells])
-            + " |",
-            flush=True,
-        )
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for name, entry in dict(all_entries()).items() if "--all" in arguments else entries().items():
+        found = compile_entry(entry, ptxas)
+        spilled = any(one.stack or one.spills for one in found.values())
+        print(row(name, entry, found) + (" spills" if spilled else ""), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    answer() if "--request" in sys.argv else main(sys.argv[1:])

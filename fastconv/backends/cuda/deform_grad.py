@@ -28,7 +28,7 @@ def sample_grad_shared_bytes(tile: Tile, ndim: int, dtype: np.dtype) -> int:
     corners = 2**ndim
     words = (corners + 1) * tile.pixels * 4
     places = (corners * (ndim + 1) + 1) * tile.pixels
-    staged = tile.depth * (tile.pixels + PAD + tile.channels) + tile.channels * (tile.pixels + PAD)
+    staged = tile.depth * (tile.pixels + tile.channels + 2 * PAD) + tile.channels * (tile.pixels + PAD)
     return words + (places + staged + tile.channel_lanes * (ndim + 1) * tile.pixels) * dtype.itemsize
 
 
@@ -106,7 +106,7 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
     CORNERS, RESULTS = 2**ndim, ndim + 1
     PIXELS, CHANNELS, ROWS, COLUMNS, DEPTH = tile.pixels, tile.channels, tile.rows, tile.columns, tile.depth
     PIXEL_LANES, CHANNEL_LANES, THREADS = tile.pixel_lanes, tile.channel_lanes, tile.threads
-    PADDED, SHARES = PIXELS + PAD, CORNERS * (ndim + 1) + 1
+    PADDED, PADDED_CHANNELS, SHARES = PIXELS + PAD, CHANNELS + PAD, CORNERS * (ndim + 1) + 1
 
     @cuda.jit
     def kernel(
@@ -118,7 +118,7 @@ def sample_grad(dtype: np.dtype, tile: Tile, ndim: int, channels_last: bool, ord
         share = cuda.shared.array((SHARES, PIXELS), kind)
         bad = cuda.shared.array(PIXELS, int32)
         values = cuda.shared.array((DEPTH, PADDED), kind)
-        weights = cuda.shared.array((DEPTH, CHANNELS), kind)
+        weights = cuda.shared.array((DEPTH, PADDED_CHANNELS), kind)
         found = cuda.shared.array((CHANNEL_LANES, RESULTS, PIXELS), kind)
         samples = cuda.shared.array((CHANNELS, PADDED), kind)
         acc = cuda.local.array((ROWS, COLUMNS), kind)

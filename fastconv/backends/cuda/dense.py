@@ -8,13 +8,13 @@ offsets of their own is a piece of the sum; without offsets there is one.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import cuda, from_dtype, int32
 
-from .activation import activation
+from .activation import REMEMBERED_KERNELS, activation
 from .gather import gather
 from .tables import RECORD
 from .tiles import Tile
@@ -39,7 +39,7 @@ def placed_taps(tile: Tile, corners: int) -> int:
     return tile.depth if corners == 1 else 1
 
 
-@cache
+@lru_cache(REMEMBERED_KERNELS)
 def dense(
     dtype: np.dtype, tile: Tile, corners: int, channels_last: bool, function: str | Callable | None
 ) -> Any:

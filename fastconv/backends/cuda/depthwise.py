@@ -4,13 +4,13 @@ A block takes a tile of pixels and of output channels; positions are placed once
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import cuda, from_dtype, int32
 
-from .activation import activation
+from .activation import REMEMBERED_KERNELS, activation
 from .gather import gather
 from .tables import RECORD
 from .tiles import Tile
@@ -23,7 +23,7 @@ def depthwise_shared_bytes(tile: Tile, dtype: np.dtype) -> int:
     return 4 * (4 + tile.depth) * tile.pixels + (tile.depth * tile.channels + 1) * dtype.itemsize
 
 
-@cache
+@lru_cache(REMEMBERED_KERNELS)
 def depthwise(dtype: np.dtype, tile: Tile, channels_last: bool, function: str | Callable | None) -> Any:
     """Return the kernel for a type, a tile, a layout and an activation; its arguments are those of ``dense``."""
     kind = from_dtype(dtype)

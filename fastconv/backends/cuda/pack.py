@@ -1,4 +1,4 @@
-"""Weights in the order they are staged: [group][tap][input channel][output channel], neighbours side by side."""
+"""What prepares arrays: weights in the order they are staged, [group][tap][input channel][output channel]; zeros."""
 
 from functools import cache
 from typing import Any
@@ -7,7 +7,7 @@ from numba import cuda
 
 from ...problem import Problem
 
-__all__ = ["pack", "pack_form"]
+__all__ = ["clear", "pack", "pack_form"]
 
 
 @cache
@@ -21,6 +21,18 @@ def pack() -> Any:
             c, rest = rest % cg, rest // cg
             tap, group = rest % taps, rest // taps
             packed[to] = weight[group * step_group + c * step_in + o * step_out + tap]
+
+    return kernel
+
+
+@cache
+def clear() -> Any:
+    """Return the kernel ``(array)`` that fills a flat array with zeros."""
+
+    @cuda.jit
+    def kernel(array):
+        for i in range(cuda.grid(1), array.shape[0], cuda.gridsize(1)):
+            array[i] = 0
 
     return kernel
 

@@ -15,6 +15,7 @@ __all__ = [
     "DENSE",
     "DEPTHWISE",
     "SAMPLE_GRAD",
+    "SAMPLE_GRAD_CUBES",
     "WEIGHT_GRAD",
     "Tile",
     "dense_tile",
@@ -72,8 +73,10 @@ DENSE = {
 DEPTHWISE = {"NCHW": Tile(128, 4, 1, 4, 8), "NHWC": Tile(16, 32, 4, 1, 8)}
 # Gradients with respect to the weight: its "pixels" are output channels, and pixels are what is summed.
 WEIGHT_GRAD = Tile(64, 32, 4, 4, 32)
-# Gradients of samples: pixels x input channels, summed over output channels.
+# Gradients of samples: pixels x input channels, summed over output channels. In 3-D a sample has 8 corners with
+# three slopes each, of which the shared memory of a block (48 KiB) holds half as many doubles.
 SAMPLE_GRAD = {F32: Tile(64, 32, 4, 4, 8), F64: Tile(64, 16, 4, 2, 8)}
+SAMPLE_GRAD_CUBES = {F32: SAMPLE_GRAD[F32], F64: Tile(32, 16, 2, 2, 8)}
 
 # In the simulator a thread of the device is a thread of Python: few of them, with parts of more than one.
 SIMULATED = Tile(8, 4, 4, 2, 4)
@@ -99,4 +102,6 @@ def weight_grad_tile(simulated: bool) -> Tile:
 
 def sample_grad_tile(problem: Problem, simulated: bool) -> Tile:
     """Return the tile of gradients with respect to samples."""
-    return SIMULATED if simulated else SAMPLE_GRAD[problem.dtype]
+    if simulated:
+        return SIMULATED
+    return (SAMPLE_GRAD_CUBES if problem.ndim == 3 else SAMPLE_GRAD)[problem.dtype]

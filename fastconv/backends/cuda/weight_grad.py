@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numba import cuda, from_dtype, int32
 
-from .dense import PAD
 from .gather import gather
 from .tables import RECORD
 from .tiles import Tile
 
 __all__ = ["add_parts", "weight_grad", "weight_grad_shared_bytes"]
+
+# Neighbours write to neighbouring rows here, 32 of them: an odd distance keeps all of their banks apart.
+PAD = 1
 
 
 def weight_grad_shared_bytes(tile: Tile, corners: int, dtype: np.dtype) -> int:
