@@ -1,9 +1,9 @@
 /* The dense product around the register tile: K blocks, panels, and which pixels and channels a task has.
  *
- * dense_rows puts pixels into the vectors. For each K block it stitches a panel [k][pixels] of one tile's width, about
- * 24 KB that stay in L1 while every block of output channels passes over it. With few output channels a group
- * the stitching would not pay, and the vectors read the image in line space as it is (`direct`), rubbish between
- * the rows included, which is dropped on the way out.
+ * dense_rows puts pixels into the vectors, which read the image in line space as it is (`direct`), rubbish between the
+ * rows included, which is dropped on the way out. Where that would be too much rubbish, it stitches a panel [k][pixels]
+ * of one tile's width for each K block, about 24 KB that stay in L1 while every block of output channels passes over it.
+ * (A first tile that stores the panel it reads directly, for the others to read, was no faster than reading directly.)
  * dense_lanes puts output channels into the vectors and broadcasts pixels from the image through the table. Weights that
  * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
  * all of them first took half as long as the product.
@@ -127,6 +127,8 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         const real *w = (const real *)a->w + sum->w + t.group * sum->w_group;
         const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
         real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + sum->y;
+        /* Packed weights have a block of channels for each row of tiles: their steps to the next channel and block. */
+        int64_t w_r = a->w_width > 1 ? 1 : sum->w_block, w_o = a->w_width > 1 ? sum->w_block / TILE_ROWS : sum->w_block;
         int64_t first = t.chunk * a->chunk;
         int64_t last = a->channels - first < a->chunk ? a->channels : first + a->chunk;
         /* Behind the panel: partial sums, of the whole task if there are several K blocks, else of a tile. */
@@ -165,7 +167,7 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                     int64_t rows = last - o < TILE_ROWS ? last - o : TILE_ROWS;
                     const real *row[TILE_ROWS];
                     for (int64_t r = 0; r < rows; r++)
-                        row[r] = w + (o + r) / a->w_width * sum->w_block + (o + r) % a->w_width;
+                        row[r] = w + o * w_o + r * w_r;
                     real *c = partial;
                     int64_t c_row = width;
                     if (k_blocks > 1) {
