@@ -355,7 +355,8 @@ class DensePlan:
         b, p = self.b, self.p
         y_image, y_channel, y_d, y_h, y_w = output_strides(p)
         each = [
-            line_pixels(self.image, s) if self.direct else math.prod(axis.count for axis in s) for s in self.sums
+            line_pixels(self.image, s) if self.direct else math.prod(axis.count for axis in s)
+            for s in self.sums
         ]
         pixel_block = self.pixel_block(max(each) * self.images_per_task)
         blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
