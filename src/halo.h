@@ -77,22 +77,49 @@ static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
     }
 }
 
-/* A task is a row of one channel; the result has planes of channels. */
+/* As fill_row, rows of as many planes as there are channels side by side. */
+static void FN(fill_rows)(real *y, int64_t y_phase, int64_t y_block, const real *x, int64_t x_w, int64_t channels, int64_t phases,
+                          int64_t lines, const int64_t *map, const int64_t *runs)
+{
+    for (int64_t p = 0; p < phases; p++, y += y_phase, map += lines, runs += 4) {
+        for (int64_t i = 0; i < lines; i++) {
+            if (i == runs[0] && runs[1] > i) {
+                FN(transpose)(y + i, y_block, x + runs[2] * x_w, runs[3] * x_w, runs[1] - i, channels);
+                i = runs[1];
+                if (i == lines)
+                    break;
+            }
+            for (int64_t c = 0; c < channels; c++)
+                y[c * y_block + i] = map[i] < 0 ? 0 : x[map[i] * x_w + c];
+        }
+    }
+}
+
+/* A task is a row of a block of channels; the result has planes of channels. Channels of a block lie side by side in the
+ * source if there are several. */
 static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
-    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
+    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h, *map_w = (const int64_t *)a->map_w;
+    const int64_t *starts = (const int64_t *)a->starts, *runs = (const int64_t *)a->runs;
     (void)thread;
-    for (int64_t task = begin; task < end; task++) {
+    for (int64_t task = begin; task < end;) {
         int64_t h = task % a->rows_h, rest = task / a->rows_h;
         int64_t d = rest % a->rows_d;
         rest /= a->rows_d;
-        int64_t c = rest % a->blocks, image = rest / a->blocks;
-        const real *x = 0;
-        if (map_d[d] >= 0 && map_h[h] >= 0)
-            x = (const real *)a->x + image * a->x_image + c / a->repeat * a->x_channel + map_d[d] * a->x_d + map_h[h] * a->x_h;
-        real *y = (real *)a->y + image * a->y_image + c * a->y_block + d * a->y_d + h * a->y_h;
-        FN(fill_row)(y, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
+        int64_t block = rest % a->blocks, image = rest / a->blocks;
+        int64_t first = starts[block], last = starts[block + 1];
+        const real *plane = (const real *)a->x + image * a->x_image + first / a->repeat * a->x_channel + (map_d[d] < 0 ? 0 : map_d[d]) * a->x_d;
+        real *y = (real *)a->y + image * a->y_image + first * a->y_block + d * a->y_d + h * a->y_h;
+        /* The rows of a plane that are among the tasks: divisions take as long as short rows. */
+        for (; task < end && h < a->rows_h; task++, h++, y += a->y_h) {
+            const real *x = map_d[d] >= 0 && map_h[h] >= 0 ? plane + map_h[h] * a->x_h : 0;
+            if (x && last - first > 1)
+                FN(fill_rows)(y, a->y_phase, a->y_block, x, a->x_w, last - first, a->w_phases, a->w_lines, map_w, runs);
+            else
+                for (int64_t c = first; c < last; c++)
+                    FN(fill_row)(y + (c - first) * a->y_block, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, map_w, runs);
+        }
     }
 }
 
