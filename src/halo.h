@@ -1,5 +1,8 @@
 /* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
 
+/* The first of n elements, if any. */
+INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
+
 /* n elements of a source, `step` apart. */
 INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
 {
@@ -8,9 +11,16 @@ INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
         return;
     }
     int64_t i = 0;
-    if (step == 2) /* one element less than two vectors hold may be left of the source */
+    if (step == 2 && ISA_LEVEL > 0) {
         for (; n - i > LANES; i += LANES)
             FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
+        if (i < n) { /* one element less than two vectors hold may be left of the source */
+            int64_t left = (n - i) * 2 - 1;
+            vec last = FN(evens)(FN(load_some)(x + i * 2, left), FN(load_some)(x + i * 2 + LANES, left - LANES));
+            FN(store_part)(y + i, last, n - i);
+        }
+        return;
+    }
     for (; i < n; i++)
         y[i] = x[i * step];
 }
@@ -42,9 +52,6 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
             y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
     }
 }
-
-/* The first of n elements, if any. */
-INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
 
 /* Copies of COPY_WORDS. Zeros fill the last vector of a row, so that all vectors are stored whole. */
 static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
@@ -123,6 +130,7 @@ static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, in
     }
 }
 
+#define PIECE 64
 /* count pixels from a run of the source; channels past the last of the image stay zero. */
 INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_channel, int64_t step, int64_t count,
                             int64_t channels, int64_t repeat, int64_t first_channel)
@@ -143,12 +151,23 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
             FN(copy)(y + i * y_w, x + i * step + first_channel, channels);
     } else if (step == 1) {
         FN(transpose)(y, y_w, x + first_channel * x_channel, x_channel, channels, count);
-    } else {
+    } else if (step != 2) {
         for (int64_t i = 0; i < count; i++)
             for (int64_t c = 0; c < channels; c++)
                 y[i * y_w + c] = x[i * step + (first_channel + c) * x_channel];
+    } else {
+        /* Every second pixel: brought side by side first. */
+        real near[VEC_BYTES / sizeof(real) * PIECE];
+        for (int64_t i = 0; i < count; i += PIECE)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                int64_t pixels = count - i < PIECE ? count - i : PIECE, some = channels - c < LANES ? channels - c : LANES;
+                for (int64_t r = 0; r < some; r++)
+                    FN(copy_steps)(near + r * PIECE, x + i * step + (first_channel + c + r) * x_channel, step, pixels);
+                FN(transpose)(y + i * y_w + c, y_w, near, PIECE, some, pixels);
+            }
     }
 }
+#undef PIECE
 
 /* A task is a row of one block of channels; in the result the channels of a block lie side by side. */
 static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)

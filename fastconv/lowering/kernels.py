@@ -76,6 +76,7 @@ WEIGHT_BYTES = 70e9
 ARRAY_BYTES = 30e9
 CACHE = 8e6  # weights beyond it are written and read again at
 BEYOND_BYTES = 16e9
+FAR_BYTES = 28e9  # those that are ready are read at
 LANES = 16
 # In float32 4e-6, about what the direct kernels of other libraries have.
 WINOGRAD_TOLERANCE = 32.0
@@ -209,7 +210,9 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         seconds = max(multiply, stream) + OVERLAP * min(multiply, stream)
         transformed = products // filtering.taps * (problem.in_channels + problem.out_channels) * size
         seconds += transformed / TRANSFORM_BYTES
-        if not problem.prepared:
+        if problem.prepared:
+            seconds += max(weights - CACHE, 0) / FAR_BYTES
+        else:
             given = pairs * problem.taps * size
             seconds += weights / WEIGHT_BYTES + max(weights + given - CACHE, 0) / BEYOND_BYTES
         return WINOGRAD_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES

@@ -5,7 +5,9 @@ equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
 from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, split, transpose
-from .simd import helper, integers, lanes, load, load_part, reals, store
+from .simd import helper, integers, lanes, load, load_part, reals, stack_vectors, store
+
+PIECE = 64  # pixels that are turned at a time
 
 
 @helper
@@ -108,9 +110,19 @@ def fill_pixels(y, y_w, x, x_channel, step, count, channels, repeat, first_chann
             copy(y + i * y_w, x + (i * step + first_channel), channels)
     elif step == 1:
         transpose(y, y_w, x + first_channel * x_channel, x_channel, channels, count)
-    else:
+    elif step != 2:
         for i in range(count):
             copy_strided(y + i * y_w, 1, x + (i * step + first_channel * x_channel), x_channel, channels)
+    else:
+        # Every second pixel: brought side by side first.
+        near = stack_vectors(y, PIECE)
+        for i in range(0, count, PIECE):
+            for c in range(0, channels, lanes(y)):
+                pixels, some = min(count - i, PIECE), min(channels - c, lanes(y))
+                for r in range(some):
+                    source = x + (i * step + (first_channel + c + r) * x_channel)
+                    copy_evens(near + r * PIECE, source, pixels)
+                transpose(y + (i * y_w + c), y_w, near, PIECE, some, pixels)
 
 
 def halo_pixels(a, begin, end, thread):
