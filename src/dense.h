@@ -1,12 +1,14 @@
 /* The dense product around the register tile: K blocks, panels, and which pixels and channels a task has.
  *
- * dense_rows puts pixels into the vectors. For each K block it stitches a panel [k][pixels] of one tile's width, about
- * 24 KB that stay in L1 while every block of output channels passes over it. With few output channels a group
- * the stitching would not pay, and the vectors read the image in line space as it is (`direct`), rubbish between
- * the rows included, which is dropped on the way out.
+ * dense_rows puts pixels into the vectors, which read the image in line space as it is (`direct`), rubbish between the
+ * rows included, which is dropped on the way out. Where that would be too much rubbish, it stitches a panel [k][pixels]
+ * of one tile's width for each K block, about 24 KB that stay in L1 while every block of output channels passes over it.
+ * (A first tile that stores the panel it reads directly, for the others to read, was no faster than reading directly.)
  * dense_lanes puts output channels into the vectors and broadcasts pixels from the image through the table. Weights that
  * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
  * all of them first took half as long as the product.
+ * Groups of 4 or 8 channels belong into dense_rows, in either layout: half of the lanes idle, or tiles of half a vector
+ * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups).
  */
 
 /* Decode a task: which images, sum, group, pixels, output channels. */
@@ -35,8 +37,13 @@ INLINE FN(dense_task) FN(dense_decode)(const dense_words *a, int64_t task)
     rest /= a->chunks;
     int64_t each = a->direct ? FN(line_pixels)(t.sum) : t.sum->n_d * t.sum->n_h * t.sum->n_w;
     int64_t blocks = (each * a->images_per_task + a->pixel_block - 1) / a->pixel_block;
-    t.pixel = rest % blocks * a->pixel_block;
-    t.group = rest / blocks;
+    if (a->y_channel == 1) { /* groups share the cache lines of a pixel: in turn while those are in L2 */
+        t.group = rest % a->groups;
+        t.pixel = rest / a->groups * a->pixel_block;
+    } else {
+        t.pixel = rest % blocks * a->pixel_block;
+        t.group = rest / blocks;
+    }
     t.pixels = each * t.images - t.pixel;
     if (t.pixels > a->pixel_block)
         t.pixels = a->pixel_block;
@@ -127,6 +134,8 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         const real *w = (const real *)a->w + sum->w + t.group * sum->w_group;
         const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
         real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + sum->y;
+        /* Packed weights have a block of channels for each row of tiles: their steps to the next channel and block. */
+        int64_t w_r = a->w_width > 1 ? 1 : sum->w_block, w_o = a->w_width > 1 ? sum->w_block / TILE_ROWS : sum->w_block;
         int64_t first = t.chunk * a->chunk;
         int64_t last = a->channels - first < a->chunk ? a->channels : first + a->chunk;
         /* Behind the panel: partial sums, of the whole task if there are several K blocks, else of a tile. */
@@ -144,9 +153,7 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                 const int64_t *column_offsets = steps;
                 if (a->direct) {
                     found = FN(line_runs)(sum, pixel, pixels, runs);
-                    in_place = 1;
-                    for (int64_t i = 0; i < count && in_place; i++)
-                        in_place = (const real *)a->x_end - (x + x_offsets[k + i] + pixel) >= width;
+                    in_place = (const real *)a->x_end - (x + sum->x_most + pixel) >= width;
                     columns = x + pixel;
                     column_offsets = x_offsets + k;
                     sources[0] = (FN(run)){.x = pixel, .at = 0, .count = pixels, .y = 0};
@@ -165,7 +172,7 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                     int64_t rows = last - o < TILE_ROWS ? last - o : TILE_ROWS;
                     const real *row[TILE_ROWS];
                     for (int64_t r = 0; r < rows; r++)
-                        row[r] = w + (o + r) / a->w_width * sum->w_block + (o + r) % a->w_width;
+                        row[r] = w + o * w_o + r * w_r;
                     real *c = partial;
                     int64_t c_row = width;
                     if (k_blocks > 1) {

@@ -1,5 +1,8 @@
 /* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
 
+/* The first of n elements, if any. */
+INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
+
 /* n elements of a source, `step` apart. */
 INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
 {
@@ -8,9 +11,16 @@ INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
         return;
     }
     int64_t i = 0;
-    if (step == 2) /* one element less than two vectors hold may be left of the source */
+    if (step == 2 && ISA_LEVEL > 0) {
         for (; n - i > LANES; i += LANES)
             FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
+        if (i < n) { /* one element less than two vectors hold may be left of the source */
+            int64_t left = (n - i) * 2 - 1;
+            vec last = FN(evens)(FN(load_some)(x + i * 2, left), FN(load_some)(x + i * 2 + LANES, left - LANES));
+            FN(store_part)(y + i, last, n - i);
+        }
+        return;
+    }
     for (; i < n; i++)
         y[i] = x[i * step];
 }
@@ -43,9 +53,6 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
     }
 }
 
-/* The first of n elements, if any. */
-INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
-
 /* Copies of COPY_WORDS. Zeros fill the last vector of a row, so that all vectors are stored whole. */
 static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
 {
@@ -77,25 +84,53 @@ static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
     }
 }
 
-/* A task is a row of one channel; the result has planes of channels. */
-static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+/* As fill_row, rows of as many planes as there are channels side by side. */
+static void FN(fill_rows)(real *y, int64_t y_phase, int64_t y_block, const real *x, int64_t x_w, int64_t channels, int64_t phases,
+                          int64_t lines, const int64_t *map, const int64_t *runs)
 {
-    const halo_words *a = (const halo_words *)words;
-    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
-    (void)thread;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t h = task % a->rows_h, rest = task / a->rows_h;
-        int64_t d = rest % a->rows_d;
-        rest /= a->rows_d;
-        int64_t c = rest % a->blocks, image = rest / a->blocks;
-        const real *x = 0;
-        if (map_d[d] >= 0 && map_h[h] >= 0)
-            x = (const real *)a->x + image * a->x_image + c / a->repeat * a->x_channel + map_d[d] * a->x_d + map_h[h] * a->x_h;
-        real *y = (real *)a->y + image * a->y_image + c * a->y_block + d * a->y_d + h * a->y_h;
-        FN(fill_row)(y, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
+    for (int64_t p = 0; p < phases; p++, y += y_phase, map += lines, runs += 4) {
+        for (int64_t i = 0; i < lines; i++) {
+            if (i == runs[0] && runs[1] > i) {
+                FN(transpose)(y + i, y_block, x + runs[2] * x_w, runs[3] * x_w, runs[1] - i, channels);
+                i = runs[1];
+                if (i == lines)
+                    break;
+            }
+            for (int64_t c = 0; c < channels; c++)
+                y[c * y_block + i] = map[i] < 0 ? 0 : x[map[i] * x_w + c];
+        }
     }
 }
 
+/* A task is a row of a block of channels; the result has planes of channels. Channels of a block lie side by side in the
+ * source if there are several. */
+static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const halo_words *a = (const halo_words *)words;
+    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h, *map_w = (const int64_t *)a->map_w;
+    const int64_t *starts = (const int64_t *)a->starts, *runs = (const int64_t *)a->runs;
+    (void)thread;
+    for (int64_t task = begin; task < end;) {
+        int64_t h = task % a->rows_h, rest = task / a->rows_h;
+        int64_t d = rest % a->rows_d;
+        rest /= a->rows_d;
+        int64_t block = rest % a->blocks, image = rest / a->blocks;
+        int64_t first = starts[block], last = starts[block + 1];
+        const real *plane = (const real *)a->x + image * a->x_image + first / a->repeat * a->x_channel + (map_d[d] < 0 ? 0 : map_d[d]) * a->x_d;
+        real *y = (real *)a->y + image * a->y_image + first * a->y_block + d * a->y_d + h * a->y_h;
+        /* The rows of a plane that are among the tasks: divisions take as long as short rows. */
+        for (; task < end && h < a->rows_h; task++, h++, y += a->y_h) {
+            const real *x = map_d[d] >= 0 && map_h[h] >= 0 ? plane + map_h[h] * a->x_h : 0;
+            if (x && last - first > 1)
+                FN(fill_rows)(y, a->y_phase, a->y_block, x, a->x_w, last - first, a->w_phases, a->w_lines, map_w, runs);
+            else
+                for (int64_t c = first; c < last; c++)
+                    FN(fill_row)(y + (c - first) * a->y_block, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, map_w, runs);
+        }
+    }
+}
+
+#define PIECE 64
 /* count pixels from a run of the source; channels past the last of the image stay zero. */
 INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_channel, int64_t step, int64_t count,
                             int64_t channels, int64_t repeat, int64_t first_channel)
@@ -116,12 +151,23 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
             FN(copy)(y + i * y_w, x + i * step + first_channel, channels);
     } else if (step == 1) {
         FN(transpose)(y, y_w, x + first_channel * x_channel, x_channel, channels, count);
-    } else {
+    } else if (step != 2) {
         for (int64_t i = 0; i < count; i++)
             for (int64_t c = 0; c < channels; c++)
                 y[i * y_w + c] = x[i * step + (first_channel + c) * x_channel];
+    } else {
+        /* Every second pixel: brought side by side first. */
+        real near[VEC_BYTES / sizeof(real) * PIECE];
+        for (int64_t i = 0; i < count; i += PIECE)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                int64_t pixels = count - i < PIECE ? count - i : PIECE, some = channels - c < LANES ? channels - c : LANES;
+                for (int64_t r = 0; r < some; r++)
+                    FN(copy_steps)(near + r * PIECE, x + i * step + (first_channel + c + r) * x_channel, step, pixels);
+                FN(transpose)(y + i * y_w + c, y_w, near, PIECE, some, pixels);
+            }
     }
 }
+#undef PIECE
 
 /* A task is a row of one block of channels; in the result the channels of a block lie side by side. */
 static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)

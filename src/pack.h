@@ -8,36 +8,12 @@
 static void FN(pack_piece)(real *y, const real *x, int64_t x_row, int64_t rows, const int64_t *offsets, const int64_t *places,
                            int64_t count)
 {
-    typedef FN(quad) quad;
     for (int64_t i = 0; i < count;) {
         /* How far the source runs on without a gap. */
         int64_t first = offsets[i], run = 1;
         while (i + run < count && offsets[i + run] == first + run)
             run++;
-        const int64_t *to = places + i;
-        int64_t quads = run & ~(int64_t)3, r = 0;
-        /* A cache line of the result at a time: whole panels of L1 size, 16 bytes a row, took twice as long. */
-        for (int64_t line = 0; line + 4 <= rows; line += CACHE_LINE / sizeof(real)) {
-            int64_t end = rows - line < CACHE_LINE / (int64_t)sizeof(real) ? rows & ~(int64_t)3 : line + CACHE_LINE / (int64_t)sizeof(real);
-            for (int64_t k = 0; k < quads; k += 4)
-                for (r = line; r < end; r += 4) {
-                    const real *xr = x + r * x_row + first + k;
-                    quad a = *(const quad *)xr, b = *(const quad *)(xr + x_row);
-                    quad c = *(const quad *)(xr + 2 * x_row), d = *(const quad *)(xr + 3 * x_row);
-                    TRANSPOSE_QUADS(quad, a, b, c, d);
-                    *(quad *)(y + to[k] + r) = a;
-                    *(quad *)(y + to[k + 1] + r) = b;
-                    *(quad *)(y + to[k + 2] + r) = c;
-                    *(quad *)(y + to[k + 3] + r) = d;
-                }
-        }
-        r = rows & ~(int64_t)3;
-        for (; r < rows; r++)
-            for (int64_t k = 0; k < quads; k++)
-                y[to[k] + r] = x[r * x_row + first + k];
-        for (int64_t k = quads; k < run; k++)
-            for (r = 0; r < rows; r++)
-                y[to[k] + r] = x[r * x_row + first + k];
+        FN(transpose_to)(y, places + i, x + first, x_row, rows, run);
         i += run;
     }
 }

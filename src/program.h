@@ -22,7 +22,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 #define SUM_WORDS(W)                                                                                                   \
     W(task_begin)  /* tasks of the sums before this one */                                                             \
     W(taps)        /* length of the two tables: channels of a group times taps; taps alone if depthwise */             \
-    W(x_offsets)   /* image offset of each k */                                                                        \
+    W(x_offsets) W(x_most) /* image offset of each k, and the largest of them */                                       \
     W(w_offsets)   /* weight offset of each k */                                                                       \
     W(w_places)    /* where it goes in a panel, if a task packs the weights itself; then w_offsets rise in a K block */ \
     W(w) W(w_group) W(w_block) /* weights of this sum, of a group, of a block of output channels */                    \

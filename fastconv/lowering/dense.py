@@ -1,6 +1,7 @@
 """Convolutions and transposed convolutions through the register tile."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ __all__ = ["DensePlan", "add_bias_only", "add_halo", "lower_dense", "unaliased"]
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
 SUMS_BYTES = 1 << 18
-# Reading vectors in line space computes what lies between rows as well; beyond this, stitching is cheaper.
-MOST_RUBBISH = 1.35
+# Reading vectors in line space computes what lies between rows as well; beyond this, stitching is cheaper. With few
+# output channels a panel is not used often enough to pay for that.
+MOST_RUBBISH = 1.15
+MOST_RUBBISH_OF_FEW = 1.35
 # With a smaller share of useful products, outputs at the borders are sums of their own, if those have pixels enough.
 MOST_USEFUL = 0.8
 LEAST_PIXELS = 64
@@ -82,27 +85,46 @@ def tile_times(
 ) -> tuple[float, float]:
     """Return how long a product takes with pixels and with output channels in the vectors, about 1 where all goes well.
 
-    With pixels there, each panel is stitched, and few output channels share the cost. With channels, lanes may be
-    idle, and weights that are not constant are packed. Either transposes the image and the result where the
-    layout is the other one. The figures are fitted to measurements of 80 layers, where the better of the two is
-    missed by 0.4 % of the time on average.
+    With pixels there, few output channels may share the cost of stitching panels. With channels, lanes may be idle, and
+    weights that are not constant are packed. Either transposes the image and the result where the layout is the other
+    one. The figures are fitted to measurements of 40 layers in both layouts, called and planned, where the better of
+    the two is missed by 0.6 % of the time on average.
     """
     c, o = p.in_channels // p.groups, p.out_channels // p.groups
     sums = sums_of(axes)
     pixels = max(math.prod(s.count for s in one) for one in sums)
     taps = p.taps / (len(sums) if p.variant == "conv_transpose" else 1)
-    vectors = -(-pixels // lanes)
+    image = Image.of(axes, 1)
+    direct = reads_lines(image, sums, o, tile[0])
+    computed = max(line_pixels(image, one) for one in sums) if direct else pixels
+    vectors = -(-computed // lanes)
     panels = -(-vectors // tile[1])
-    as_rows = (vectors + 2 * panels) / 1.67 * lanes / pixels * (1 + 4.5 / o)
+    as_rows = (vectors + 0.5 * panels) / 1.17 * lanes / pixels * (1 if direct else 1 + 4.5 / o)
     as_lanes = 0.95 * round_up(pixels, lane_tile[0]) / pixels * round_up(o, lanes) / o
     if p.layout == "NHWC":
         stride = math.prod(p.stride) if p.variant == "conv" else 1
-        as_rows *= 1 + 6 * (1 / o + stride / c) / taps
+        as_rows *= 1 + 8 * (1 / o + stride / c) / taps
     else:
         as_lanes *= 1 + 9 * (1 / o + 1 / c) / taps
     if not p.prepared and p.variant == "conv":
-        as_lanes *= 1 + 5 / pixels
+        as_lanes *= 1 + 3 / pixels
     return as_rows, as_lanes
+
+
+def line_pixels(image: Image, s: Sums) -> int:
+    """Return the positions of line space from the first pixel of a sum to its last."""
+    return (s[0].count - 1) * image.d + (s[1].count - 1) * image.h + s[2].count
+
+
+def reads_lines(image: Image, sums: Sequence[Sums], outputs: int, rows: int) -> bool:
+    """Whether vectors of pixels read the image as it lies in line space, and not panels stitched from it.
+
+    What is read again for each tile of output channels comes from L2 in time; stitching a panel first, for 8 to 64 such
+    tiles, took 2-10 % longer, and up to 60 % where planes are a multiple of 4 kB apart.
+    """
+    computed = sum(line_pixels(image, s) for s in sums)
+    pixels = sum(math.prod(axis.count for axis in s) for s in sums)
+    return computed < (MOST_RUBBISH_OF_FEW if outputs <= 2 * rows else MOST_RUBBISH) * pixels
 
 
 def add_halo(
@@ -227,7 +249,7 @@ class DensePlan:
             size = self.image.size
             self.x_channel = size if in_place else unaliased(size, b.itemsize)
             self.x_image = self.x_channel * p.in_channels
-            self.direct = self.is_direct()
+            self.direct = reads_lines(self.image, self.sums, self.o, self.rows)
         if self.direct:
             self.images_per_task = 1
         if in_place:
@@ -238,15 +260,12 @@ class DensePlan:
         if self.in_lanes:
             starts, block, engine = np.array([0, p.in_channels]), 0, "halo_pixels"
         else:
-            starts, block, engine = np.arange(p.in_channels + 1), self.x_channel, "halo_planes"
+            # Channels that lie side by side are turned by whole vectors.
+            step = b.lanes if p.layout == "NHWC" else 1
+            starts = np.append(np.arange(0, p.in_channels, step), p.in_channels)
+            block, engine = self.x_channel, "halo_planes"
         self.x = add_halo(b, engine, self.axes, self.image, self.x_image, block, starts, slack)
         self.x_end = Operand("scratch", 0, b.scratch_bytes)
-
-    def is_direct(self) -> bool:
-        """Whether output channels are so few that a panel is not used often enough to pay for being stitched."""
-        line_pixels = sum(self.line_pixels(s) for s in self.sums)
-        pixels = sum(math.prod(axis.count for axis in s) for s in self.sums)
-        return self.o <= 2 * self.rows and line_pixels < MOST_RUBBISH * pixels
 
     def add_weights(self) -> None:
         """Decide how weights are read, and add the stage that packs them if they are."""
@@ -268,8 +287,9 @@ class DensePlan:
             kernel, offsets = kernel_index(self.axes, s), self.image.tap_offsets(s)
             c, t = self.k_order(len(kernel))
             sources.append(c * c_stride + kernel[t])
-            x_offsets = b.table(c * self.x_channel + offsets[t])
-            self.records.append({"taps": len(c), "x_offsets": x_offsets, "w": 0, "w_places": 0})
+            x_offsets = c * self.x_channel + offsets[t]
+            table, most = b.table(x_offsets), int(x_offsets.max(initial=0))
+            self.records.append({"taps": len(c), "x_offsets": table, "x_most": most, "w": 0, "w_places": 0})
         if self.w_row:
             tables = [self.panels(source) for source in sources]
             strides = {"w_group": group_stride, "w_block": width * o_stride}
@@ -339,7 +359,8 @@ class DensePlan:
         b, p = self.b, self.p
         y_image, y_channel, y_d, y_h, y_w = output_strides(p)
         each = [
-            self.line_pixels(s) if self.direct else math.prod(axis.count for axis in s) for s in self.sums
+            line_pixels(self.image, s) if self.direct else math.prod(axis.count for axis in s)
+            for s in self.sums
         ]
         pixel_block = self.pixel_block(max(each) * self.images_per_task)
         blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
@@ -402,10 +423,6 @@ class DensePlan:
             direct=int(self.direct),
         )
         b.stage("dense_lanes" if self.in_lanes else "dense_rows", tasks, words, self.images_per_task)
-
-    def line_pixels(self, s: Sums) -> int:
-        """Positions of line space from the first pixel of a sum to its last."""
-        return (s[0].count - 1) * self.image.d + (s[1].count - 1) * self.image.h + s[2].count
 
     def pixel_block(self, pixels: int) -> int:
         """Pixels of a task, so that few tiles are narrow and few tasks are small."""

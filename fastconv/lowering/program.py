@@ -27,9 +27,7 @@ CHUNK_BYTES = 1 << 19
 
 ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hardswish": 5}
 
-_SUM = (
-    "task_begin taps x_offsets w_offsets w_places w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
-)
+_SUM = "task_begin taps x_offsets x_most w_offsets w_places w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
 _HALO = (
     "x y images x_image x_channel x_d x_h x_w y_image y_block y_d y_h y_phase y_w repeat blocks starts "
     "rows_d rows_h w_phases w_lines map_d map_h map_w runs"

@@ -63,8 +63,11 @@ def dense_decode(a, task):
     chunk, rest = rest % a.chunks, rest // a.chunks
     each = line_pixels(part) if a.direct else part.n_d * part.n_h * part.n_w
     blocks = (each * a.images_per_task + a.pixel_block - 1) // a.pixel_block
-    pixel = rest % blocks * a.pixel_block
-    return s, image, rest // blocks, pixel, chunk, min(each * images - pixel, a.pixel_block)
+    group, block = rest // blocks, rest % blocks
+    if a.y_channel == 1:  # groups share the cache lines of a pixel: in turn while those are in L2
+        group, block = rest % a.groups, rest // a.groups
+    pixel = block * a.pixel_block
+    return s, image, group, pixel, chunk, min(each * images - pixel, a.pixel_block)
 
 
 @helper
@@ -141,15 +144,6 @@ def stitch(panel, width, x, x_end, offsets, count, runs, run_count):
                 copy(to + run.at, x_k + run.x, run.count)
 
 
-@helper
-def within(x, x_end, offsets, count, width):
-    """Whether whole rows of a panel can be read from the image itself."""
-    i = 0
-    while i < count and elements_before(x + offsets[i], x_end) >= width:
-        i += 1
-    return i == count
-
-
 def dense_rows(a, begin, end, thread):
     """A row of the tile is an output channel, its vectors are pixels."""
     bias, tiles = reals(a, a.b), pixel_tiles(a)
@@ -165,6 +159,8 @@ def dense_rows(a, begin, end, thread):
         w = reals(a, a.w) + (part.w + group * part.w_group)
         x_offsets, w_offsets = integers(part.x_offsets), integers(part.w_offsets)
         y = reals(a, a.y) + (image * a.y_image + group * a.y_group + part.y)
+        # Packed weights have a block of channels for each row of tiles: their steps to the next channel and block.
+        w_r, w_o = (1, part.w_block // tile_rows(a)) if a.w_width > 1 else (part.w_block, part.w_block)
         first = chunk * a.chunk
         last = min(first + a.chunk, a.channels)
         k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
@@ -186,7 +182,7 @@ def dense_rows(a, begin, end, thread):
                     if a.direct
                     else pixel_runs(a, part, pixel, pixels, runs)
                 )
-                if a.direct and within(x + pixel, a.x_end, x_offsets + k, count, width):
+                if a.direct and elements_before(x + (pixel + part.x_most), a.x_end) >= width:
                     columns, column_offsets = x + pixel, x_offsets + k
                 else:
                     pieces, piece_count = runs, found
@@ -199,7 +195,7 @@ def dense_rows(a, begin, end, thread):
                 for o in range(first, last, tile_rows(a)):
                     rows = min(last - o, tile_rows(a))
                     for r in range(rows):
-                        row[r] = address(w + ((o + r) // a.w_width * part.w_block + (o + r) % a.w_width))
+                        row[r] = address(w + (o * w_o + r * w_r))
                     c, c_row = partial, width
                     if k_blocks > 1:
                         c_row = a.pixel_block + lanes(a)

@@ -5,7 +5,9 @@ equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
 from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, split, transpose
-from .simd import helper, integers, lanes, load, load_part, reals, store
+from .simd import helper, integers, lanes, load, load_part, reals, stack_vectors, store
+
+PIECE = 64  # pixels that are turned at a time
 
 
 @helper
@@ -48,19 +50,52 @@ def copy_rows(c, scratch, x):
             copy_strided(to, 1, source, c.step, c.n)
 
 
+@helper
+def fill_rows(y, y_phase, y_block, x, x_w, channels, phases, lines, maps, all_runs):
+    """As fill_row, rows of as many planes as there are channels side by side."""
+    for p in range(phases):
+        to, index, runs = y + p * y_phase, maps + p * lines, all_runs + p * 4
+        begin, end = runs[0], runs[1]
+        for c in range(channels):
+            copy_mapped(to + c * y_block, x + c, x_w, index, begin)
+            copy_mapped(to + (c * y_block + end), x + c, x_w, index + end, lines - end)
+        transpose(to + begin, y_block, x + runs[2] * x_w, runs[3] * x_w, end - begin, channels)
+
+
 def halo_planes(a, begin, end, thread):
-    """A task is a row of one channel; the result has planes of channels."""
-    map_d, map_h = integers(a.map_d), integers(a.map_h)
-    for task in range(begin, end):
+    """A task is a row of a block of channels; the result has planes of channels.
+
+    Channels of a block lie side by side in the source if there are several.
+    """
+    map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
+    map_w, runs = integers(a.map_w), integers(a.runs)
+    task = begin
+    while task < end:
         h, rest = task % a.rows_h, task // a.rows_h
         d, rest = rest % a.rows_d, rest // a.rows_d
-        c, image = rest % a.blocks, rest // a.blocks
-        inside = map_d[d] >= 0 and map_h[h] >= 0
-        x = reals(a, a.x) + (image * a.x_image + c // a.repeat * a.x_channel)
-        if inside:
-            x = x + (map_d[d] * a.x_d + map_h[h] * a.x_h)
-        y = reals(a, a.y) + (image * a.y_image + c * a.y_block + d * a.y_d + h * a.y_h)
-        fill_row(y, a.y_phase, x, inside, a.x_w, a.w_phases, a.w_lines, integers(a.map_w), integers(a.runs))
+        block, image = rest % a.blocks, rest // a.blocks
+        first, last = starts[block], starts[block + 1]
+        plane = reals(a, a.x) + (
+            image * a.x_image + first // a.repeat * a.x_channel + max(map_d[d], 0) * a.x_d
+        )
+        y = reals(a, a.y) + (image * a.y_image + first * a.y_block + d * a.y_d + h * a.y_h)
+        # The rows of a plane that are among the tasks: divisions take as long as short rows.
+        count = min(end - task, a.rows_h - h)
+        for i in range(count):
+            inside = map_d[d] >= 0 and map_h[h + i] >= 0
+            x, to = plane, y + i * a.y_h
+            if inside:
+                x = plane + map_h[h + i] * a.x_h
+            if inside and last - first > 1:
+                fill_rows(
+                    to, a.y_phase, a.y_block, x, a.x_w, last - first, a.w_phases, a.w_lines, map_w, runs
+                )
+            else:
+                for c in range(last - first):
+                    fill_row(
+                        to + c * a.y_block, a.y_phase, x, inside, a.x_w, a.w_phases, a.w_lines, map_w, runs
+                    )
+        task += count
 
 
 @helper
@@ -75,9 +110,19 @@ def fill_pixels(y, y_w, x, x_channel, step, count, channels, repeat, first_chann
             copy(y + i * y_w, x + (i * step + first_channel), channels)
     elif step == 1:
         transpose(y, y_w, x + first_channel * x_channel, x_channel, channels, count)
-    else:
+    elif step != 2:
         for i in range(count):
             copy_strided(y + i * y_w, 1, x + (i * step + first_channel * x_channel), x_channel, channels)
+    else:
+        # Every second pixel: brought side by side first.
+        near = stack_vectors(y, PIECE)
+        for i in range(0, count, PIECE):
+            for c in range(0, channels, lanes(y)):
+                pixels, some = min(count - i, PIECE), min(channels - c, lanes(y))
+                for r in range(some):
+                    source = x + (i * step + (first_channel + c + r) * x_channel)
+                    copy_evens(near + r * PIECE, source, pixels)
+                transpose(y + (i * y_w + c), y_w, near, PIECE, some, pixels)
 
 
 def halo_pixels(a, begin, end, thread):

@@ -4,6 +4,9 @@ Single elements are moved by loops that are emitted as they are, because LLVM ta
 vectorise them, to no gain.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from .simd import (
     INTEGERS,
     WORD,
@@ -15,6 +18,8 @@ from .simd import (
     emit_loop,
     emit_masked_load,
     emit_masked_store,
+    emit_out_of_line,
+    emit_shuffle,
     emit_store,
     evens,
     helper,
@@ -196,36 +201,104 @@ def copy_spread(y, x, n):
     copy_strided(y + 2 * i, 2, x + i, 1, n - i)
 
 
-@helper
-def load_quads(x, x_stride):
-    return load(x), load(x + x_stride), load(x + 2 * x_stride), load(x + 3 * x_stride)
+def _offset(builder: Any, to: Any, to_: Any, j: Any) -> Any:
+    """How far column j of a transpose goes: `to` is a stride, or a table of places."""
+    return emit_get(builder, to_, j) if to == INTEGERS else builder.mul(to_, j)
+
+
+@verb
+def column(y, to, j):
+    """Where column j of a transpose goes."""
+    kind = INTEGERS if to == INTEGERS else word
+    return y(y, kind, word), lambda builder, y_, to_, j: emit_at(builder, y_, _offset(builder, kind, to_, j))
 
 
 @helper
-def transpose_quads(a, b, c, d):
-    """The columns of four short vectors."""
-    ab0, ab1 = shuffle(a, b, 0, 4, 1, 5), shuffle(a, b, 2, 6, 3, 7)
-    cd0, cd1 = shuffle(c, d, 0, 4, 1, 5), shuffle(c, d, 2, 6, 3, 7)
-    columns0, columns1 = shuffle(ab0, cd0, 0, 1, 4, 5), shuffle(ab0, cd0, 2, 3, 6, 7)
-    return columns0, columns1, shuffle(ab1, cd1, 0, 1, 4, 5), shuffle(ab1, cd1, 2, 3, 6, 7)
-
-
-@helper
-def transpose(y, y_stride, x, x_stride, rows, columns):
-    """y[j][i] = x[i][j] for i < rows, j < columns; by 4 x 4, so that both sides move in short vectors."""
+def transpose_few(y, to, x, x_stride, rows, columns):
+    """As transpose, where rows do not fill a vector: by 4 x 4, so that both sides move in short vectors."""
     whole_rows, whole_columns = rows & ~3, columns & ~3
     for i in range(0, whole_rows, 4):
+        y_i, x_i = narrow(y + i, 4), narrow(x + i * x_stride, 4)
         for j in range(0, whole_columns, 4):
-            source, to = narrow(x + (i * x_stride + j), 4), narrow(y + (j * y_stride + i), 4)
-            a, b, c, d = transpose_quads(*load_quads(source, x_stride))
-            store(to, a)
-            store(to + y_stride, b)
-            store(to + 2 * y_stride, c)
-            store(to + 3 * y_stride, d)
+            a, b, c, d = (
+                load(x_i + j),
+                load(x_i + (x_stride + j)),
+                load(x_i + (2 * x_stride + j)),
+                load(x_i + (3 * x_stride + j)),
+            )
+            ab0, ab1 = shuffle(a, b, 0, 4, 1, 5), shuffle(a, b, 2, 6, 3, 7)
+            cd0, cd1 = shuffle(c, d, 0, 4, 1, 5), shuffle(c, d, 2, 6, 3, 7)
+            store(column(y_i, to, j), shuffle(ab0, cd0, 0, 1, 4, 5))
+            store(column(y_i, to, j + 1), shuffle(ab0, cd0, 2, 3, 6, 7))
+            store(column(y_i, to, j + 2), shuffle(ab1, cd1, 0, 1, 4, 5))
+            store(column(y_i, to, j + 3), shuffle(ab1, cd1, 2, 3, 6, 7))
         for j in range(whole_columns, columns):
-            copy_strided(y + (j * y_stride + i), 1, x + (i * x_stride + j), x_stride, 4)
-    for i in range(whole_rows, rows):
-        copy_strided(y + i, y_stride, x + i * x_stride, 1, columns)
+            copy_strided(column(y + i, to, j), 1, x + (i * x_stride + j), x_stride, 4)
+    for j in range(columns):
+        copy_strided(
+            column(y + whole_rows, to, j), 1, x + (whole_rows * x_stride + j), x_stride, rows - whole_rows
+        )
+
+
+def emit_turn(builder: Any, rows: list) -> list:
+    """The columns of a square of vectors in place of its rows, by zips; LLVM finds what takes the fewest instructions."""
+    half = len(rows) // 2
+    zips = [[side + i // 2 + i % 2 * len(rows) for i in range(len(rows))] for side in (0, half)]
+    for _ in range(half.bit_length()):
+        pairs = zip(rows[:half], rows[half:], strict=True)
+        rows = [emit_shuffle(builder, a, b, chosen) for a, b in pairs for chosen in zips]
+    return rows
+
+
+@verb
+def turn_block(y, to, j, x, x_stride, columns):
+    """As transpose, of as many rows as a vector has lanes and no more columns; they go where column j does and on."""
+    kind = INTEGERS if to == INTEGERS else word
+
+    def emit(builder, y_, to_, j, x_, x_stride, columns):
+        def block(whole: bool) -> Callable:
+            def emit(builder, y_, to_, j, x_, x_stride, columns):
+                places = [emit_at(builder, x_, builder.mul(WORD(i), x_stride)) for i in range(x.lanes)]
+                mask = None if whole else emit_first(builder, x, columns)
+                rows = [
+                    emit_load(builder, x, place) if whole else emit_masked_load(builder, x, place, mask)
+                    for place in places
+                ]
+                for number, turned in enumerate(emit_turn(builder, rows)):
+                    with builder.if_then(
+                        ir.IntType(1)(1) if whole else builder.icmp_signed("<", WORD(number), columns)
+                    ):
+                        offset = _offset(builder, kind, to_, builder.add(j, WORD(number)))
+                        emit_store(builder, y, emit_at(builder, y_, offset), turned)
+
+            return emit
+
+        name = f"turn_{'places' if kind == INTEGERS else 'stride'}_{y.lanes}_{bytes_of(y.element)}"
+        args = [y_, to_, j, x_, x_stride, columns]
+        with builder.if_else(builder.icmp_signed("==", columns, WORD(x.lanes))) as (all_columns, some):
+            with all_columns:
+                emit_out_of_line(builder, name, args, block(True))
+            with some:
+                emit_out_of_line(builder, f"{name}_part", args, block(False))
+
+    return void(y, kind, word, x, word, word), emit
+
+
+@helper
+def transpose(y, to, x, x_stride, rows, columns):
+    """y[j * to][i] = x[i][j] for i < rows, j < columns, or y[to[j]][i] if `to` is a table of places.
+
+    By squares of whole vectors, the last ones overlapping those before them.
+    """
+    size = lanes(y)
+    if rows < size:
+        transpose_few(y, to, x, x_stride, rows, columns)
+        return
+    for begin in range(0, rows, size):
+        i = min(begin, rows - size)
+        for next_column in range(0, columns, size):
+            j = max(min(next_column, columns - size), 0)
+            turn_block(y + i, to, j, x + (i * x_stride + j), x_stride, min(columns, size))
 
 
 @helper

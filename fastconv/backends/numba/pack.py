@@ -5,8 +5,8 @@ in the order they lie in, wherever they go: a kernel that wants taps and channel
 of each phase apart, is still a blocked transpose, whose rows merely land elsewhere.
 """
 
-from .moves import clear, copy_strided, load_quads, transpose_quads
-from .simd import helper, integers, narrow, reals, store
+from .moves import clear, transpose
+from .simd import helper, integers, reals
 
 
 @helper
@@ -18,19 +18,7 @@ def pack_piece(y, x, x_row, rows, offsets, places, count):
         first, run = offsets[i], 1
         while i + run < count and offsets[i + run] == first + run:
             run += 1
-        source, to = x + first, places + i
-        quads, whole_rows = run & ~3, rows & ~3
-        for r in range(0, whole_rows, 4):
-            x_r, y_r = narrow(source + r * x_row, 4), narrow(y + r, 4)
-            for k in range(0, quads, 4):
-                a, b, c, d = transpose_quads(*load_quads(x_r + k, x_row))
-                store(y_r + to[k], a)
-                store(y_r + to[k + 1], b)
-                store(y_r + to[k + 2], c)
-                store(y_r + to[k + 3], d)
-        for k in range(run):
-            done = whole_rows if k < quads else 0
-            copy_strided(y + (to[k] + done), 1, source + (done * x_row + k), x_row, rows - done)
+        transpose(y, places + i, x + first, x_row, rows, run)
         i += run
 
 
