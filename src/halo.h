@@ -1,16 +1,30 @@
 /* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
 
-/* n elements of a source, `step` apart. */
+/* The first of n elements, if any. */
+INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
+
+/* n elements of a source, `step` apart; nothing behind the last of them is read. */
 INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
 {
+    int64_t i = 0;
     if (step == 1) {
         FN(copy)(y, x, n);
         return;
     }
-    int64_t i = 0;
-    if (step == 2) /* one element less than two vectors hold may be left of the source */
+    if (step == 2)
         for (; n - i > LANES; i += LANES)
             FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
+    if (step == 3)
+        for (; n - i > LANES; i += LANES)
+            FN(store)(y + i, FN(thirds)(FN(load)(x + i * 3), FN(load)(x + i * 3 + LANES), FN(load)(x + i * 3 + 2 * LANES)));
+#if ISA_LEVEL == 2
+    if ((step == 2 || step == 3) && i < n) {
+        int64_t left = (n - i - 1) * step + 1;
+        vec a = FN(load_some)(x + i * step, left), b = FN(load_some)(x + i * step + LANES, left - LANES);
+        FN(store_part)(y + i, step == 2 ? FN(evens)(a, b) : FN(thirds)(a, b, FN(load_some)(x + i * step + 2 * LANES, left - 2 * LANES)), n - i);
+        return;
+    }
+#endif
     for (; i < n; i++)
         y[i] = x[i * step];
 }
@@ -42,9 +56,6 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
             y[i] = map[i] < 0 ? 0 : x[map[i] * x_w];
     }
 }
-
-/* The first of n elements, if any. */
-INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
 
 /* Copies of COPY_WORDS. Zeros fill the last vector of a row, so that all vectors are stored whole. */
 static void FN(copy_rows)(const copy_words *c, real *to, const real *x)

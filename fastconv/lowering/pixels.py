@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from .columns import row_step, runs_of, tile_rows
+from .columns import TILE_ROWS, row_step, runs_of, tile_rows
 from .dense import add_halo
 from .geometry import Axes, Image, Sums, convolution_axis, input_strides, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
 
-__all__ = ["is_small", "lower_pixels"]
+__all__ = ["MIN_PIXELS", "STRIP_BYTES", "is_small", "lower_pixels", "pixel_tiles"]
 
 # Output pixels of a plane below which its channels go into the vectors: 7x7 x 960 takes 27 us and not 50 with a
 # 3x3 kernel; 14x14 x 576 takes 70 us and not 45.
@@ -18,12 +18,24 @@ SMALL_PLANE = 64
 SHORT_VECTOR = 4
 # Pixels of a tile that make it worth while to lie a dilation apart.
 MIN_PIXELS = 2
+# What the tiles of a strip read again in the next rows lies in L1, beside results and weights; vectors of channels of one.
+STRIP_BYTES = 20 << 10
+STRIP_VECTORS = 8
+# Where no strip is so small: vectors of channels that all tiles of a row go through together.
+ROW_VECTORS = 64
+# Lists of a band, which are read one after the other.
+LIST_BYTES = 32 << 10
+# Rows of a band, and vectors of channels, that make a task.
+BAND_ROWS = 4
+BLOCK_VECTORS = 4
+# Vectors of a pixel among which one more does not count, if all of them are on lines then.
+LINE_VECTORS = 8
 
 
-def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
+def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> None:
     """Add the stages for one input channel a group, with channels last or put there.
 
-    If `joined`, the last of them writes rows, channels last, for another engine to read.
+    If `joined`, a task of the last of them writes so many rows, channels last, for another engine to read.
     """
     p = b.problem
     channels = p.out_channels
@@ -40,18 +52,18 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
     w_stride = round_up(channels, b.lanes)
     taps = np.arange(p.taps)
     packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
-    records, tasks, row_words, list_words = [], 0, 0, 0
+    records, row_words, list_words = [], 0, 0
+    piece, strip_pixels = _strip(b, axes)
     for s in sums_of(axes):
         sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]
         maps = [np.where(at >= 0, at * stride, -1) for at, stride in zip(sources, strides, strict=True)]
         step, tap_step = row_step(s[2], s[2].count, MIN_PIXELS)
         kernel_rows = s[0].taps[:, None] * axes[1].kernel + s[1].taps
-        tiles, words_used = _pixel_tiles(b, s, maps[2], w_stride, (step, tap_step), y_w * s[2].step)
+        tiles, words_used = pixel_tiles(b, s, maps[2], w_stride, (step, tap_step), y_w * s[2].step)
         row_words = max(row_words, 1 + 2 * kernel_rows.size)
         list_words = max(list_words, words_used)
         records.append(
             {
-                "task_begin": tasks,
                 "taps_d": len(s[0].taps),
                 "taps_h": len(s[1].taps),
                 "map_d": b.table(maps[0]),
@@ -60,6 +72,7 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
                 "w_step": tap_step * w_stride,
                 "tiles": b.records("pixel_tile", tiles),
                 "tile_count": len(tiles),
+                "strip": max(len(tiles) * strip_pixels // s[2].count, 1),
                 "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
@@ -68,13 +81,17 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
                 "n_h": s[1].count,
             }
         )
-        tasks += s[0].count * s[1].count
+    blocks, band = (1, joined) if joined else _tasks(b, axes, 8 * (row_words + list_words))
+    tasks = 0
+    for record in records:
+        record["task_begin"] = tasks
+        tasks += -(-record["n_d"] * record["n_h"] // band)
     words: Words = dict(
         x=x,
         w=packed,
         b=b.operand("bias"),
         y=y,
-        work=b.thread(w_stride + (row_words + list_words) * 8 // b.itemsize),
+        work=b.thread(w_stride + band * (row_words + list_words) * 8 // b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         x_image=x_image,
@@ -82,15 +99,53 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
         channels=channels,
         w_stride=w_stride,
         row_words=row_words,
+        list_words=list_words,
         sums=b.records("pixel_sum", records),
         sum_count=len(records),
         tasks=tasks,
+        band=band,
+        blocks=blocks,
+        piece=piece,
+        on_lines=int(channels % b.lanes == 0 and channels >= LINE_VECTORS * b.lanes),
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
     )
-    b.stage("depthwise_pixels", tasks, words)
+    b.stage("depthwise_pixels", tasks * blocks, words)
     if p.layout == "NCHW" and not joined:
         _add_transpose(b, y, y_image // channels, channels, b.operand("output"))
+
+
+def _strip(b: Builder, axes: Axes) -> tuple[int, int]:
+    """Return the channels that are summed together, and the output pixels of a row that are.
+
+    What they read in all the rows of a kernel fits L1, so that it is read from below once: channels side by side
+    first, then pixels.
+    """
+    d, h, w = axes
+    rows = d.kernel * (h.reach * h.phases + 1)
+    vectors = min(STRIP_VECTORS, max(b.problem.out_channels // b.lanes, 1))
+
+    def fits(vectors: int, pixels: int) -> bool:
+        read = min(pixels * w.phases // len(w.sums) + w.reach * w.phases, w.size)
+        return rows * read * vectors * b.engines.vec_bytes <= STRIP_BYTES
+
+    while vectors > 1 and not fits(vectors, TILE_ROWS):
+        vectors -= 1
+    if not fits(vectors, TILE_ROWS):
+        return ROW_VECTORS * b.lanes, w.out
+    pixels = max(n for n in range(TILE_ROWS, round_up(w.out, TILE_ROWS) + 1, TILE_ROWS) if fits(vectors, n))
+    return vectors * b.lanes, pixels
+
+
+def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
+    """Return blocks of channels, and rows of a band, that make tasks enough; each block lists the same addresses."""
+    d, h, _ = axes
+    vectors = b.problem.out_channels // b.lanes
+    rows = max(one.count for one in d.sums) * max(one.count for one in h.sums)
+    enough = -(-ENOUGH_TASKS // len(sums_of(axes)))
+    bands = max(-(-rows * row_bytes // LIST_BYTES), min(enough, rows // BAND_ROWS), 1)
+    blocks = max(min(enough // bands, vectors // BLOCK_VECTORS), 1)
+    return blocks, -(-rows // bands)
 
 
 def is_small(b: Builder, axes: Axes) -> bool:
@@ -151,7 +206,7 @@ def _add_transpose(b: Builder, x: Operand, rows: int, columns: int, y: Operand) 
     b.stage("halo_pixels", pieces, words)
 
 
-def _pixel_tiles(
+def pixel_tiles(
     b: Builder, sums: Sums, offsets: np.ndarray, w_stride: int, steps: tuple[int, int], y_w: int
 ) -> tuple[list[dict[str, int]], int]:
     """Return tiles that cover a row of pixels, and the words that the lists of their addresses take.

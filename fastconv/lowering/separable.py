@@ -38,7 +38,7 @@ def lower_separable(problem: SeparableProblem, engines: Engines) -> Any:
         in_lanes = problem.layout == "NHWC" or _pays_to_turn(b)
         if in_lanes:
             band, image, name = _pixel_bands(b, axes), None, "depthwise_pixels"
-            lower_pixels(b, axes, joined=True)
+            lower_pixels(b, axes, joined=band)
         else:
             band, image = lower_planes(b, axes, _plane_rows(b, axes))
             name = "depthwise_planes"
@@ -50,7 +50,7 @@ def lower_separable(problem: SeparableProblem, engines: Engines) -> Any:
         plan.add_product()
         other = (*b.stages.pop(), "dense")
     if in_lanes:
-        first_band = band
+        first_band = 1
         panel = band_elements = band * depthwise.output_size[-1] * depthwise.out_channels
     else:
         first_band, band_elements = depthwise.in_channels, band * depthwise.output_size[-1]

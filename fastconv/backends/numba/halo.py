@@ -4,7 +4,7 @@ An image is copied through one index map an axis (-1: zero). Along W a phase is 
 equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
-from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, split, transpose
+from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, copy_thirds, split, transpose
 from .simd import helper, integers, lanes, load, load_part, reals, store
 
 
@@ -21,6 +21,8 @@ def fill_row(y, y_phase, x, inside, x_w, phases, lines, maps, all_runs):
                 copy(to + begin, run, end - begin)
             elif step == 2:
                 copy_evens(to + begin, run, end - begin)
+            elif step == 3:
+                copy_thirds(to + begin, run, end - begin)
             else:
                 copy_strided(to + begin, 1, run, step, end - begin)
             copy_mapped(to + end, x, x_w, index + end, lines - end)
@@ -44,6 +46,8 @@ def copy_rows(c, scratch, x):
             clear(to, c.n)
         elif c.step == 2:
             copy_evens(to, source, c.n)
+        elif c.step == 3:
+            copy_thirds(to, source, c.n)
         else:
             copy_strided(to, 1, source, c.step, c.n)
 

@@ -7,6 +7,7 @@ vectorise them, to no gain.
 from .simd import (
     INTEGERS,
     WORD,
+    bytes_each,
     bytes_of,
     emit_at,
     emit_first,
@@ -28,6 +29,7 @@ from .simd import (
     store,
     store_part,
     store_spread,
+    thirds,
     verb,
     void,
     word,
@@ -35,6 +37,8 @@ from .simd import (
     zip_high,
     zip_low,
 )
+
+CACHE_LINE = 64
 
 
 @helper
@@ -150,6 +154,12 @@ def copy_mapped(y, x, x_step, index, n):
 
 
 @helper
+def load_any(p, n):
+    """The first of n elements, if any; nothing behind them is read."""
+    return load_some(p, n) if n > 0 else load_part(p, 0)
+
+
+@helper
 def copy_evens(y, x, n):
     """y[i] = x[2 * i] for i < n; nothing behind the last of them is read."""
     i = 0
@@ -165,9 +175,17 @@ def copy_evens(y, x, n):
 
 
 @helper
-def load_any(p, n):
-    """The first of n elements, if any; nothing behind them is read."""
-    return load_some(p, n) if n > 0 else load_part(p, 0)
+def copy_thirds(y, x, n):
+    """y[i] = x[3 * i] for i < n; nothing behind the last of them is read."""
+    i, size = 0, lanes(y)
+    while i + size < n:
+        from_i = x + 3 * i
+        store(y + i, thirds(load(from_i), load(from_i + size), load(from_i + 2 * size)))
+        i += size
+    rest, from_i = 3 * (n - i) - 2, x + 3 * i
+    if rest > 0:
+        a, b = load_any(from_i, rest), load_any(from_i + size, rest - size)
+        store_part(y + i, thirds(a, b, load_any(from_i + 2 * size, rest - 2 * size)), n - i)
 
 
 @helper
@@ -211,32 +229,44 @@ def transpose_quads(a, b, c, d):
 
 
 @helper
+def transpose_square(y, y_stride, x, x_stride):
+    """y[j][i] = x[i][j] for 4 rows and columns."""
+    source, to = narrow(x, 4), narrow(y, 4)
+    a, b, c, d = transpose_quads(*load_quads(source, x_stride))
+    store(to, a)
+    store(to + y_stride, b)
+    store(to + 2 * y_stride, c)
+    store(to + 3 * y_stride, d)
+
+
+@helper
 def transpose(y, y_stride, x, x_stride, rows, columns):
-    """y[j][i] = x[i][j] for i < rows, j < columns; by 4 x 4, so that both sides move in short vectors."""
-    whole_rows, whole_columns = rows & ~3, columns & ~3
-    for i in range(0, whole_rows, 4):
+    """y[j][i] = x[i][j] for i < rows, j < columns; by squares, and so many rows at a time as fill lines of y.
+
+    Lines that are 2 kB apart share a set of L1, and would be gone before the next four rows write to them.
+    """
+    whole_rows, whole_columns, line = rows & ~3, columns & ~3, CACHE_LINE // bytes_each(y)
+    for first in range(0, whole_rows, line):
+        end = min(first + line, whole_rows)
         for j in range(0, whole_columns, 4):
-            source, to = narrow(x + (i * x_stride + j), 4), narrow(y + (j * y_stride + i), 4)
-            a, b, c, d = transpose_quads(*load_quads(source, x_stride))
-            store(to, a)
-            store(to + y_stride, b)
-            store(to + 2 * y_stride, c)
-            store(to + 3 * y_stride, d)
+            for i in range(first, end, 4):
+                transpose_square(y + (j * y_stride + i), y_stride, x + (i * x_stride + j), x_stride)
         for j in range(whole_columns, columns):
-            copy_strided(y + (j * y_stride + i), 1, x + (i * x_stride + j), x_stride, 4)
+            copy_strided(y + (j * y_stride + first), 1, x + (first * x_stride + j), x_stride, end - first)
     for i in range(whole_rows, rows):
         copy_strided(y + i, y_stride, x + i * x_stride, 1, columns)
 
 
 @helper
 def merge(y, x, x_row, count, n):
-    """y[i * count + k] = x[k * x_row + i] for i * count + k < n."""
-    i, whole = 0, n // count
+    """y[i * count + k] = x[k * x_row + i] for i * count + k < n. Each row of x goes on for a vector."""
     if count == 2:
-        while i + lanes(y) <= whole:
-            a, b = load(x + i), load(x + (x_row + i))
-            store(y + 2 * i, zip_low(a, b))
-            store(y + (2 * i + lanes(y)), zip_high(a, b))
-            i += lanes(y)
-    transpose(y + count * i, count, x + i, x_row, count, whole - i)
-    copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)
+        for i in range(0, n, 2 * lanes(y)):
+            a, b = load(x + i // 2), load(x + (x_row + i // 2))
+            store_some(y + i, zip_low(a, b), n - i)
+            if n - i > lanes(y):
+                store_some(y + (i + lanes(y)), zip_high(a, b), n - i - lanes(y))
+    else:
+        whole = n // count
+        transpose(y, count, x, x_row, count, whole)
+        copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)
