@@ -79,6 +79,15 @@ static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
                 FN(store)(y + i / 2, FN(evens)(a, b));
                 FN(store)(odd + i / 2, FN(odds)(a, b));
             }
+    } else if (step == -3) {
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row)
+            for (int64_t i = 0; i < n; i += 3 * LANES) {
+                vec one = FN(load_some)(x + i, n - i), two = FN(load_some)(x + i + LANES, n - i - LANES);
+                vec three = FN(load_some)(x + i + 2 * LANES, n - i - 2 * LANES);
+                FN(store)(y + i / 3, FN(thirds)(one, two, three));
+                FN(store)(odd + i / 3, FN(second_thirds)(one, two, three));
+                FN(store)(odd + c->third - c->odd + i / 3, FN(last_thirds)(one, two, three));
+            }
     } else {
         for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row)
             if (step == 0)

@@ -117,8 +117,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(out_w)
 
 /* Rows of n elements, `step` apart in the source; step 0 clears them. With step -2 every second one of n neighbours goes
- * to `to`, and the others to `odd`. */
-#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(to_row) W(at) W(at_row)
+ * to `to`, and the others to `odd`; with step -3 to `to`, `odd` and `third` in turn. */
+#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(third) W(to_row) W(at) W(at_row)
 
 /* A sum of depthwise_planes. */
 #define PLANE_SUM_WORDS(W)                                                                                             \

@@ -17,6 +17,8 @@ __all__ = ["lower_depthwise", "lower_planes"]
 # Two bands lie in L1 beside what is read and written: one is summed while the next is copied. From 6 to 16 kB the
 # time is the same; at 8 kB a 7x7 layer has 1.3 misses in L1 a line of input and output, at 16 kB 1.8.
 BAND_BYTES = 8 << 10
+# Where elements go that take turns, in a record of copies.
+TURNS = ("to", "odd", "third")
 # Rough speed, for the decision how many threads to use.
 GFLOPS, GBYTES = 40.0, 10.0
 
@@ -171,15 +173,15 @@ def _copies(b: Builder, axes: Axes, image: Image, source: tuple[int, ...], first
             row = from_d * source[2] + first * source[3]
             for piece in pieces:
                 to = line_d * image.d + top * image.h
-                places = {"to": to + piece["to"], "odd": to + piece["odd"], "at": row + piece["at"]}
+                places = {"at": row + piece["at"]} | {name: to + piece[name] for name in TURNS}
                 rows = {"rows": bottom - top, "to_row": image.h, "at_row": step * source[3]}
                 if first >= 0:
                     records.append(piece | places | rows)
                     continue
                 # What another band has written is cleared.
-                pair = piece["step"] == -2
-                cleared = {"step": 0, "n": -(-piece["n"] // (1 + pair)), "at": 0, "odd": 0}
-                records += [piece | rows | cleared | {"to": places[k]} for k in ("to", "odd")[: 1 + pair]]
+                turns = max(-piece["step"], 1)
+                cleared = places | rows | {"step": 0, "n": -(-piece["n"] // turns)}
+                records += [cleared | {"to": places[name]} for name in TURNS[:turns]]
     return b.records("copy", [*records, dict.fromkeys(WORDS["copy"], 0)])
 
 
@@ -196,24 +198,25 @@ def _stretches(sources: np.ndarray) -> Iterator[tuple[int, int, int]]:
 
 
 def _row_pieces(w: Axis, image: Image, x_w: int) -> Iterator[dict[str, int]]:
-    """What is copied of a row: the run of each phase, or those of a pair of phases that alternate in one piece."""
+    """What is copied of a row: the run of each phase, or those of two or three phases that take turns in one piece."""
     runs = w.runs().tolist()
     at = [q * image.phase + run[0] for q, run in enumerate(runs)]
-    counts = [run[1] - run[0] for run in runs]
-    if (
-        len(runs) == 2
-        and x_w == 1
-        and [run[3] for run in runs] == [2, 2]
-        and abs(runs[0][2] - runs[1][2]) == 1
-    ):
-        even = int(runs[1][2] < runs[0][2])
-        odd = 1 - even
-        if counts[even] - counts[odd] in (0, 1):
-            yield {"n": sum(counts), "step": -2, "to": at[even], "odd": at[odd], "at": runs[even][2]}
-            return
+    firsts, phases = [run[2] for run in runs], len(runs)
+    order = sorted(range(phases), key=firsts.__getitem__)
+    total = sum(run[1] - run[0] for run in runs)
+    # The k-th phase of those in turn has each element of the source that is k behind a multiple of their number.
+    in_turn = phases in (2, 3) and x_w == 1 and all(
+        runs[q][3] == phases and firsts[q] == firsts[order[0]] + k and runs[q][1] - runs[q][0] == -(-(total - k) // phases)
+        for k, q in enumerate(order)
+    )  # fmt: skip
+    if in_turn:
+        places = dict(zip(TURNS, [at[q] for q in order] + [0] * (3 - phases), strict=True))
+        yield {"n": total, "step": -phases, "at": firsts[order[0]]} | places
+        return
     for q, run in enumerate(runs):
-        if counts[q]:
-            yield {"n": counts[q], "step": run[3] * x_w, "to": at[q], "odd": 0, "at": run[2] * x_w}
+        if run[1] > run[0]:
+            count = {"n": run[1] - run[0], "step": run[3] * x_w, "at": run[2] * x_w}
+            yield count | dict(zip(TURNS, (at[q], 0, 0), strict=True))
 
 
 def _band(b: Builder, axes: Axes, direct: bool) -> int:

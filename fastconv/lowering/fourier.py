@@ -76,7 +76,8 @@ class Spectrum:
     def waves(self, positions: np.ndarray) -> np.ndarray:
         """Cosine and sine of each frequency at some positions: (2, positions, F)."""
         f = self.frequencies
-        angles = np.outer(positions, np.pi * (2 * np.arange(f) + 1) / (2 * f))
+        steps = np.outer(positions, 2 * np.arange(f) + 1) % (4 * f)  # of pi / (2 F): no angle is large
+        angles = np.where(steps > 2 * f, steps - 4 * f, steps) * np.pi / (2 * f)
         return np.stack([np.cos(angles), np.sin(angles)])
 
     def of_rows(self) -> np.ndarray:

@@ -14,6 +14,8 @@ __all__ = ["MIN_PIXELS", "STRIP_BYTES", "is_small", "lower_pixels", "pixel_tiles
 # Output pixels of a plane below which its channels go into the vectors: 7x7 x 960 takes 27 us and not 50 with a
 # 3x3 kernel; 14x14 x 576 takes 70 us and not 45.
 SMALL_PLANE = 64
+# Taps of a single row from which on the same holds, however long it is.
+MANY_TAPS = 16
 # A transposition goes by squares of so many.
 SHORT_VECTOR = 4
 # Pixels of a tile that make it worth while to lie a dilation apart.
@@ -152,14 +154,15 @@ def is_small(b: Builder, axes: Axes) -> bool:
     """Whether planes are so small, and so many, that it pays to have their channels in the vectors.
 
     The rows of 7 x 7 pixels fill half a vector, and each plane has as much around it as in it: two transpositions
-    cost less.
+    cost less. So they do where planes are single rows, in which no two products share what they load, if taps are many.
     """
     p = b.problem
+    small = math.prod(p.output_size) <= SMALL_PLANE and math.prod(p.input_size) <= 4 * SMALL_PLANE
+    row = math.prod(p.input_size) == p.input_size[-1] and p.kernel_size[-1] >= MANY_TAPS
     return (
-        p.layout == "NCHW"
+        (small or row)
+        and p.layout == "NCHW"
         and p.in_channels == p.out_channels >= b.lanes
-        and math.prod(p.output_size) <= SMALL_PLANE
-        and math.prod(p.input_size) <= 4 * SMALL_PLANE
         and not any(axis.has_gaps for axis in axes)
     )
 

@@ -55,7 +55,7 @@ _DEPTHWISE_PLANES = (
 )
 _PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d n_h"
 _PLANE_TILE = "rows size part x y groups blocks"
-_COPY = "rows n step to odd to_row at at_row"
+_COPY = "rows n step to odd third to_row at at_row"
 _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride row_words list_words sums sum_count tasks band "
     "blocks piece on_lines k_block activation"

@@ -4,7 +4,17 @@ An image is copied through one index map an axis (-1: zero). Along W a phase is 
 equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
-from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, copy_thirds, split, transpose
+from .moves import (
+    clear,
+    copy,
+    copy_evens,
+    copy_mapped,
+    copy_strided,
+    copy_thirds,
+    split,
+    split_in_three,
+    transpose,
+)
 from .simd import helper, integers, lanes, load, load_part, reals, store
 
 
@@ -42,6 +52,9 @@ def copy_rows(c, scratch, x):
             store(to + whole, load_part(source + whole, c.n - whole))
         elif c.step == -2:
             split(to, scratch + (c.odd + r * c.to_row), source, c.n)
+        elif c.step == -3:
+            row = scratch + r * c.to_row
+            split_in_three(to, row + c.odd, row + c.third, source, c.n)
         elif c.step == 0:
             clear(to, c.n)
         elif c.step == 2:

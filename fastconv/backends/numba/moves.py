@@ -180,12 +180,12 @@ def copy_thirds(y, x, n):
     i, size = 0, lanes(y)
     while i + size < n:
         from_i = x + 3 * i
-        store(y + i, thirds(load(from_i), load(from_i + size), load(from_i + 2 * size)))
+        store(y + i, thirds(load(from_i), load(from_i + size), load(from_i + 2 * size), 0))
         i += size
     rest, from_i = 3 * (n - i) - 2, x + 3 * i
     if rest > 0:
         a, b = load_any(from_i, rest), load_any(from_i + size, rest - size)
-        store_part(y + i, thirds(a, b, load_any(from_i + 2 * size, rest - 2 * size)), n - i)
+        store_part(y + i, thirds(a, b, load_any(from_i + 2 * size, rest - 2 * size), 0), n - i)
 
 
 @helper
@@ -195,6 +195,17 @@ def split(y, odd, x, n):
         a, b = load_any(x + i, n - i), load_any(x + (i + lanes(y)), n - i - lanes(y))
         store(y + i // 2, evens(a, b))
         store(odd + i // 2, odds(a, b))
+
+
+@helper
+def split_in_three(y, second, third, x, n):
+    """Each of n elements goes to y, second and third in turn; whole vectors are written."""
+    for i in range(0, n, 3 * lanes(y)):
+        a, b = load_any(x + i, n - i), load_any(x + (i + lanes(y)), n - i - lanes(y))
+        c = load_any(x + (i + 2 * lanes(y)), n - i - 2 * lanes(y))
+        store(y + i // 3, thirds(a, b, c, 0))
+        store(second + i // 3, thirds(a, b, c, 1))
+        store(third + i // 3, thirds(a, b, c, 2))
 
 
 @verb

@@ -553,16 +553,16 @@ def odds(a, b):
 
 
 @verb
-def thirds(a, b, c):
-    """Every third lane of three vectors, from the first on."""
-    places = range(0, 3 * a.lanes, 3)
+def thirds(a, b, c, first):
+    """Every third lane of three vectors, from `first` on."""
+    places = range(first.literal_value, 3 * a.lanes, 3)
     of_two = [at if at < 2 * a.lanes else 0 for at in places]
     chosen = [k if at < 2 * a.lanes else at - a.lanes for k, at in enumerate(places)]
 
-    def emit(builder, a, b, c):
+    def emit(builder, a, b, c, _):
         return emit_shuffle(builder, emit_shuffle(builder, a, b, of_two), c, chosen)
 
-    return a(a, b, c), emit
+    return a(a, b, c, first), emit
 
 
 @verb
