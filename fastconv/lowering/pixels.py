@@ -20,15 +20,22 @@ MANY_TAPS = 16
 SHORT_VECTOR = 4
 # Pixels of a tile that make it worth while to lie a dilation apart.
 MIN_PIXELS = 2
-# What the tiles of a strip read again in the next rows lies in L1, beside results and weights; vectors of channels of one.
-STRIP_BYTES = 20 << 10
+# What the tiles of a strip read again in the next rows, weights among it, lies in L1 beside results; vectors of channels of one.
+STRIP_BYTES = 18 << 10
 STRIP_VECTORS = 8
-# Where no strip is so small: vectors of channels that all tiles of a row go through together.
+CACHE_LINE, L1_SETS = 64, 64
+# Taps that take as long as a tile to begin and to end.
+TILE_BEGIN = 4
+# Where no strip is so small, or pixels are pages apart, which are better read once (1024 x 32x32: 570 and not 980 us):
+# vectors of channels that all tiles of a row go through together.
+PAGE_BYTES = 4096
+CACHED_BYTES = 1 << 20
 ROW_VECTORS = 64
 # Lists of a band, which are read one after the other.
-LIST_BYTES = 32 << 10
-# Rows of a band, and vectors of channels, that make a task.
-BAND_ROWS = 4
+LIST_BYTES = 64 << 10
+# Rows of a band that make a task, more if they are not many times what a kernel reaches beyond, and vectors of channels.
+BAND_ROWS = 2
+BAND_REACHES = 3
 BLOCK_VECTORS = 4
 # Vectors of a pixel among which one more does not count, if all of them are on lines then.
 LINE_VECTORS = 8
@@ -108,7 +115,7 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> None:
         band=band,
         blocks=blocks,
         piece=piece,
-        on_lines=int(channels % b.lanes == 0 and channels >= LINE_VECTORS * b.lanes),
+        on_lines=int(_on_lines(b)),
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
     )
@@ -120,23 +127,38 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> None:
 def _strip(b: Builder, axes: Axes) -> tuple[int, int]:
     """Return the channels that are summed together, and the output pixels of a row that are.
 
-    What they read in all the rows of a kernel fits L1, so that it is read from below once: channels side by side
-    first, then pixels.
+    What they read in all the rows of a kernel fits L1, if anything does, so that it is read from below once. Wide strips
+    share few pixels with the next ones; many channels share the lines of a pixel, and the beginning of a tile.
     """
+    p = b.problem
     d, h, w = axes
     rows = d.kernel * (h.reach * h.phases + 1)
-    vectors = min(STRIP_VECTORS, max(b.problem.out_channels // b.lanes, 1))
+    pixel = p.out_channels * b.itemsize
+    best = (math.inf, ROW_VECTORS * b.lanes, w.out)
+    # Rows a dilation apart come back late, and an image that no L2 holds is best read as it lies (96 x 56x56, 7x7: 276 and
+    # not 350 us); one that L2 holds takes the same time either way.
+    beyond = math.prod(p.input_shape[1:]) * b.itemsize > CACHED_BYTES
+    if beyond or rows > d.kernel * h.kernel or pixel >= PAGE_BYTES:
+        return best[1:]
+    # Pixels that are a multiple of lines apart share sets of L1.
+    sharing = math.gcd(pixel // CACHE_LINE, L1_SETS) if pixel % CACHE_LINE == 0 else 1
+    for vectors in range(1, min(STRIP_VECTORS, max(p.out_channels // b.lanes, 1)) + 1):
+        size = vectors * b.engines.vec_bytes
+        lines = (size - 1) // CACHE_LINE + (1 if _on_lines(b) else 2)
+        room = STRIP_BYTES * min(lines / sharing, 1)
+        for pixels in range(TILE_ROWS, round_up(w.out, TILE_ROWS) + 1, TILE_ROWS):
+            read = min(pixels * w.phases // len(w.sums) + w.reach * w.phases, w.size)
+            again = (-(-w.out // pixels) - 1) * w.reach * w.phases / w.size
+            crowded = min(max((rows * read + p.taps) * lines * CACHE_LINE / room, 1), rows)
+            cost = (1 + again) * lines * CACHE_LINE / size * crowded + TILE_BEGIN / (vectors * p.taps)
+            best = min(best, (cost, vectors * b.lanes, pixels))
+    return best[1:]
 
-    def fits(vectors: int, pixels: int) -> bool:
-        read = min(pixels * w.phases // len(w.sums) + w.reach * w.phases, w.size)
-        return rows * read * vectors * b.engines.vec_bytes <= STRIP_BYTES
 
-    while vectors > 1 and not fits(vectors, TILE_ROWS):
-        vectors -= 1
-    if not fits(vectors, TILE_ROWS):
-        return ROW_VECTORS * b.lanes, w.out
-    pixels = max(n for n in range(TILE_ROWS, round_up(w.out, TILE_ROWS) + 1, TILE_ROWS) if fits(vectors, n))
-    return vectors * b.lanes, pixels
+def _on_lines(b: Builder) -> bool:
+    """Whether all pixels can be read by whole cache lines, for one vector more."""
+    channels = b.problem.out_channels
+    return channels % b.lanes == 0 and channels >= LINE_VECTORS * b.lanes
 
 
 def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
@@ -145,8 +167,12 @@ def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
     vectors = b.problem.out_channels // b.lanes
     rows = max(one.count for one in d.sums) * max(one.count for one in h.sums)
     enough = -(-ENOUGH_TASKS // len(sums_of(axes)))
-    bands = max(-(-rows * row_bytes // LIST_BYTES), min(enough, rows // BAND_ROWS), 1)
+    least = max(BAND_ROWS, BAND_REACHES * h.reach if h.reach < h.kernel else 0)
+    bands = max(min(enough, rows // least), 1)
     blocks = max(min(enough // bands, vectors // BLOCK_VECTORS), 1)
+    if bands * blocks < enough // 2:
+        bands = max(min(enough // 2 // blocks, rows // BAND_ROWS), 1)
+    bands = max(bands, -(-rows * row_bytes // LIST_BYTES))
     return blocks, -(-rows // bands)
 
 
