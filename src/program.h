@@ -98,7 +98,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 #define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
- * made in the thread's own scratch (or the image read in place, where nothing is padded). */
+ * made in the thread's own scratch (or the image read in place, where nothing is padded). Rows of the phases of H take
+ * turns there, as they do in the image. */
 #define DEPTHWISE_PLANES_WORDS(W)                                                                                      \
     W(x) W(x_end) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                      \
     W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \

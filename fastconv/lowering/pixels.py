@@ -41,10 +41,10 @@ BLOCK_VECTORS = 4
 LINE_VECTORS = 8
 
 
-def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> None:
-    """Add the stages for one input channel a group, with channels last or put there.
+def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
+    """Add the stages for one input channel a group, with channels last or put there; return the rows of a task.
 
-    If `joined`, a task of the last of them writes so many rows, channels last, for another engine to read.
+    If `joined`, some tasks of the last stage write so many rows, channels last, for another engine to read.
     """
     p = b.problem
     channels = p.out_channels
@@ -90,7 +90,13 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> None:
                 "n_h": s[1].count,
             }
         )
-    blocks, band = (1, joined) if joined else _tasks(b, axes, 8 * (row_words + list_words))
+    row_bytes = 8 * (row_words + list_words)
+    blocks, band = _tasks(b, axes, row_bytes)
+    if joined:
+        parts = (
+            n for n in range(1, joined + 1) if joined % n == 0 and (n == 1 or n * row_bytes <= LIST_BYTES)
+        )
+        blocks, band = 1, max(parts)
     tasks = 0
     for record in records:
         record["task_begin"] = tasks
@@ -122,6 +128,7 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> None:
     b.stage("depthwise_pixels", tasks * blocks, words)
     if p.layout == "NCHW" and not joined:
         _add_transpose(b, y, y_image // channels, channels, b.operand("output"))
+    return band
 
 
 def _strip(b: Builder, axes: Axes) -> tuple[int, int]:
