@@ -179,6 +179,7 @@ def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
     blocks = max(min(enough // bands, vectors // BLOCK_VECTORS), 1)
     if bands * blocks < enough // 2:
         bands = max(min(enough // 2 // blocks, rows // BAND_ROWS), 1)
+        blocks = max(min(enough // 2 // bands, vectors // 2), blocks)
     bands = max(bands, -(-rows * row_bytes // LIST_BYTES))
     return blocks, -(-rows // bands)
 
