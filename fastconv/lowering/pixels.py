@@ -145,7 +145,7 @@ def _strip(b: Builder, axes: Axes) -> tuple[int, int]:
     # Rows a dilation apart come back late, and an image that no L2 holds is best read as it lies (96 x 56x56, 7x7: 276 and
     # not 350 us); one that L2 holds takes the same time either way.
     beyond = math.prod(p.input_shape[1:]) * b.itemsize > CACHED_BYTES
-    if beyond or rows > d.kernel * h.kernel or pixel >= PAGE_BYTES:
+    if beyond or rows == 1 or rows > d.kernel * h.kernel or pixel >= PAGE_BYTES:
         return best[1:]
     # Pixels that are a multiple of lines apart share sets of L1.
     sharing = math.gcd(pixel // CACHE_LINE, L1_SETS) if pixel % CACHE_LINE == 0 else 1
