@@ -55,6 +55,8 @@ CHANNELS = (
 SEPARABLE_CHANNELS = (
     (1, 1, 5), (16, 16, 24), (5, 5, 3), (35, 35, 17), (6, 18, 40), (150, 150, 9), (40, 40, 70), (3, 3, 35),
 )  # fmt: skip
+# Taps of a row of a large kernel, and the first case that may have one.
+LARGE, LARGE_FROM = 9, 20
 EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
 SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
 LONGEST = {1: 150, 2: 23, 3: 9}  # of an input axis, by rank
@@ -298,7 +300,7 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
 
 def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator) -> Case:
     # The choices that select a kernel take turns; everything else is drawn.
-    channels = CHANNELS[index % len(CHANNELS)]
+    channels = c, o, g = CHANNELS[index % len(CHANNELS)]
     layout = ("NCHW", "NHWC")[(index // 2) % 2]
     longest = LONGEST[ndim] if max(channels) < 100 else 7
     kernel = tuple(_different(rng, (1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4), ndim))
@@ -310,18 +312,22 @@ def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator
         side = (3, 3, 5)[index // 5 % 3] if ndim < 3 else 2 + index // 5 % 2
         kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest if ndim < 3 else longest
         span = [d * (side - 1) + 1 for d in dilation]
+    # What frequencies are worth while for, twice in the first forty.
+    large = variant == "conv" and ndim == 2 and 1 < c == o == g and index >= LARGE_FROM
+    if large:
+        kernel, stride, dilation = (kernel[0], LARGE), (stride[0], 1), (dilation[0], 1)
+        span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     padding = tuple((int(rng.integers(0, s + 1)), int(rng.integers(0, s + 1))) for s in span)
     size = tuple(
         int(rng.integers(max(1, s - b - a), max(2, s - b - a) + longest))
         for s, (b, a) in zip(span, padding, strict=True)
     )
     options: dict[str, Any] = {"stride": stride, "dilation": dilation, "layout": layout}
-    c, o, g = channels
     offset_groups = 0
     weight_shape: tuple[int, ...] | None = (o, c // g, *kernel)
     if variant == "conv":
         options |= {"groups": g}
-        mode = PADDING_MODES[index % len(PADDING_MODES)]
+        mode = "zeros" if large else PADDING_MODES[index % len(PADDING_MODES)]
         if mode != "zeros":
             padding = tuple((min(b, i - 1), min(a, i - 1)) for (b, a), i in zip(padding, size, strict=True))
             size = tuple(max(i, s - b - a) for i, s, (b, a) in zip(size, span, padding, strict=True))

@@ -17,7 +17,7 @@
 
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
                                         FN(winograd_weights), FN(winograd_inputs), FN(winograd),
-                                        FN(depthwise_planes), FN(depthwise_pixels), FN(deform), FN(dcn),
+                                        FN(depthwise_planes), FN(depthwise_pixels), FN(settle), FN(deform), FN(dcn),
                                         FN(weight_grad), FN(plane_grad), FN(deform_grad)};
 
 #undef real

@@ -3,24 +3,28 @@
 /* The first of n elements, if any. */
 INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
 
-/* n elements of a source, `step` apart. */
+/* n elements of a source, `step` apart; nothing behind the last of them is read. */
 INLINE void FN(copy_steps)(real *y, const real *x, int64_t step, int64_t n)
 {
+    int64_t i = 0;
     if (step == 1) {
         FN(copy)(y, x, n);
         return;
     }
-    int64_t i = 0;
-    if (step == 2 && ISA_LEVEL > 0) {
+    if (step == 2)
         for (; n - i > LANES; i += LANES)
             FN(store)(y + i, FN(evens)(FN(load)(x + i * 2), FN(load)(x + i * 2 + LANES)));
-        if (i < n) { /* one element less than two vectors hold may be left of the source */
-            int64_t left = (n - i) * 2 - 1;
-            vec last = FN(evens)(FN(load_some)(x + i * 2, left), FN(load_some)(x + i * 2 + LANES, left - LANES));
-            FN(store_part)(y + i, last, n - i);
-        }
+    if (step == 3)
+        for (; n - i > LANES; i += LANES)
+            FN(store)(y + i, FN(thirds)(FN(load)(x + i * 3), FN(load)(x + i * 3 + LANES), FN(load)(x + i * 3 + 2 * LANES)));
+#if ISA_LEVEL == 2
+    if ((step == 2 || step == 3) && i < n) {
+        int64_t left = (n - i - 1) * step + 1;
+        vec a = FN(load_some)(x + i * step, left), b = FN(load_some)(x + i * step + LANES, left - LANES);
+        FN(store_part)(y + i, step == 2 ? FN(evens)(a, b) : FN(thirds)(a, b, FN(load_some)(x + i * step + 2 * LANES, left - 2 * LANES)), n - i);
         return;
     }
+#endif
     for (; i < n; i++)
         y[i] = x[i * step];
 }
@@ -74,6 +78,15 @@ static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
                 vec b = i < whole ? FN(load)(x + i + LANES) : FN(load_some)(x + i + LANES, n - i - LANES);
                 FN(store)(y + i / 2, FN(evens)(a, b));
                 FN(store)(odd + i / 2, FN(odds)(a, b));
+            }
+    } else if (step == -3) {
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row)
+            for (int64_t i = 0; i < n; i += 3 * LANES) {
+                vec one = FN(load_some)(x + i, n - i), two = FN(load_some)(x + i + LANES, n - i - LANES);
+                vec three = FN(load_some)(x + i + 2 * LANES, n - i - 2 * LANES);
+                FN(store)(y + i / 3, FN(thirds)(one, two, three));
+                FN(store)(odd + i / 3, FN(second_thirds)(one, two, three));
+                FN(store)(odd + c->third - c->odd + i / 3, FN(last_thirds)(one, two, three));
             }
     } else {
         for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row)

@@ -50,9 +50,6 @@
 #define COLUMN_ROWS 8
 #define COLUMN_TAPS 5
 
-/* Depthwise with channels last: vectors of channels that all tiles of a row go through together. */
-#define CHANNEL_VECTORS 64
-
 /* Winograd's outputs that leave together stay in L1; and the most tiles of a task. */
 #define LEAVING_PIXELS 128
 #define MAX_WINOGRAD_TILES 192
@@ -62,7 +59,7 @@
 
 #define ENGINE_NAMES                                                                                                   \
     "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
-    "depthwise_planes depthwise_pixels deform dcn weight_grad plane_grad deform_grad"
+    "depthwise_planes depthwise_pixels settle deform dcn weight_grad plane_grad deform_grad"
 
 /* Does something so many times; the result is there to be used. */
 typedef double (*limit_fn)(const void *data, int64_t bytes, int64_t count);

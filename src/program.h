@@ -98,7 +98,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 #define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
- * made in the thread's own scratch (or the image read in place, where nothing is padded). */
+ * made in the thread's own scratch (or the image read in place, where nothing is padded). Rows of the phases of H take
+ * turns there, as they do in the image. */
 #define DEPTHWISE_PLANES_WORDS(W)                                                                                      \
     W(x) W(x_end) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                      \
     W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
@@ -117,8 +118,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(out_w)
 
 /* Rows of n elements, `step` apart in the source; step 0 clears them. With step -2 every second one of n neighbours goes
- * to `to`, and the others to `odd`. */
-#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(to_row) W(at) W(at_row)
+ * to `to`, and the others to `odd`; with step -3 to `to`, `odd` and `third` in turn. */
+#define COPY_WORDS(W) W(rows) W(n) W(step) W(to) W(odd) W(third) W(to_row) W(at) W(at_row)
 
 /* A sum of depthwise_planes. */
 #define PLANE_SUM_WORDS(W)                                                                                             \
@@ -134,24 +135,38 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 #define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y) W(groups) W(blocks)
 
 /* depthwise_pixels: one input channel a group, channels last. No halo at all: the pixels that a tile reads have addresses,
- * and padding is a pixel of zeros. A task is a row of output pixels. */
+ * and padding is a pixel of zeros. A task is a band of rows of output pixels, for a block of channels. */
 #define DEPTHWISE_PIXELS_WORDS(W)                                                                                      \
     W(x) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                               \
     W(x_image) W(y_image) W(channels) W(w_stride)                                                                      \
-    W(row_words)               /* room for the kernel rows that an output row meets */                                 \
-    W(sums) W(sum_count) W(tasks) W(k_block) W(activation)
+    W(row_words) W(list_words) /* room for the kernel rows that an output row meets, and for the lists of its tiles */ \
+    W(sums) W(sum_count)                                                                                               \
+    W(tasks) W(band)           /* bands of each block of channels; their rows */                                       \
+    W(blocks) W(piece)         /* blocks of channels, and channels that are summed together */                         \
+    W(on_lines)                /* whether pixels are whole vectors apart, and those may be on lines of the cache */    \
+    W(k_block) W(activation)
 
 /* A sum of depthwise_pixels: map_d[t * n + q] is the offset of tap t for output q, -1 in the padding; w_rows the weights
  * of each (tap of D, tap of H), and w_step lies between those of a column. */
 #define PIXEL_SUM_WORDS(W)                                                                                             \
     W(task_begin) W(taps_d) W(taps_h) W(map_d) W(map_h) W(w_rows) W(w_step)                                            \
     W(tiles) W(tile_count)                                                                                             \
+    W(strip)                   /* tiles that are summed in all rows before the next ones are */                        \
     W(y) W(y_d) W(y_h) W(y_row) W(n_d) W(n_h)
 
 /* Pixels of a tile in a row, where the first is written, and the columns of taps along W: for each its taps, its weights
  * and where in an image row the pixels + taps - 1 pixels lie that it reads, in bytes (-1: padding); then a 0. list: where
  * a list of their addresses is made; -1 if none is needed, since nothing is padded and there is but one K block. */
 #define PIXEL_TILE_WORDS(W) W(pixels) W(y) W(columns) W(list)
+
+/* settle: a NaN or inf spreads over a whole channel where sums are made of frequencies. Channels that have one are summed anew
+ * by another engine; the others get their bias and activation. Either y_pixel is 1, or y_channel. */
+#define SETTLE_WORDS(W)                                                                                                \
+    W(y) W(b) W(images)                                                                                                \
+    W(y_image) W(y_channel) W(y_pixel)                                                                                 \
+    W(channels) W(pixels) W(tasks) W(activation)                                                                       \
+    W(engine) W(engine_words)  /* its address; where its words lie, counted from these */                              \
+    W(engine_tasks)            /* of a channel */
 
 /* join: two engines in turn. A task is a band of rows of an image: the first engine writes it into the thread's scratch, and
  * the second reads it there, while it is in L2. */
@@ -275,6 +290,7 @@ DECLARE(copy_words, COPY_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
+DECLARE(settle_words, SETTLE_WORDS)
 DECLARE(join_words, JOIN_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(dcn_words, DCN_WORDS)
@@ -306,6 +322,7 @@ static const word_layout word_layouts[] = {
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},
     {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
+    {"settle", SETTLE_WORDS(W_NAME)},
     {"join", JOIN_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"dcn", DCN_WORDS(W_NAME)},

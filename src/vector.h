@@ -115,6 +115,35 @@ INLINE vec FN(evens)(vec a, vec b) { return EACH_SECOND(a, b, 0); }
 INLINE vec FN(odds)(vec a, vec b) { return EACH_SECOND(a, b, 1); }
 #undef EACH_SECOND
 
+/* Every third lane of three vectors, from lane k on, by way of those that are in the first two. */
+#define OF_TWO(j, k, n) (3 * j + k < 2 * n ? 3 * j + k : -1)
+#define OF_THREE(j, k, n) (3 * j + k < 2 * n ? j : 3 * j + k - n)
+#define EACH_2(F, k, n, j) F((j), k, n), F((j + 1), k, n)
+#define EACH_4(F, k, n, j) EACH_2(F, k, n, j), EACH_2(F, k, n, j + 2)
+#define EACH_8(F, k, n, j) EACH_4(F, k, n, j), EACH_4(F, k, n, j + 4)
+#define EACH_16(F, k, n, j) EACH_8(F, k, n, j), EACH_8(F, k, n, j + 8)
+#define EACH_THIRD(N, k) SHUFFLE(SHUFFLE(a, b, EACH_##N(OF_TWO, k, N, 0)), c, EACH_##N(OF_THREE, k, N, 0))
+#if VEC_BYTES == 64 && IS_FLOAT
+#define THIRDS(k) EACH_THIRD(16, k)
+#elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
+#define THIRDS(k) EACH_THIRD(8, k)
+#elif IS_FLOAT || VEC_BYTES == 32
+#define THIRDS(k) EACH_THIRD(4, k)
+#else
+#define THIRDS(k) EACH_THIRD(2, k)
+#endif
+INLINE vec FN(thirds)(vec a, vec b, vec c) { return THIRDS(0); }
+INLINE vec FN(second_thirds)(vec a, vec b, vec c) { return THIRDS(1); }
+INLINE vec FN(last_thirds)(vec a, vec b, vec c) { return THIRDS(2); }
+#undef OF_TWO
+#undef OF_THREE
+#undef EACH_2
+#undef EACH_4
+#undef EACH_8
+#undef EACH_16
+#undef EACH_THIRD
+#undef THIRDS
+
 /* The first n (1 <= n <= LANES) elements, zeros behind them; nothing behind them is touched. */
 INLINE vec FN(load_part)(const real *p, int64_t n)
 {

@@ -132,8 +132,8 @@ def test_a_summary_is_the_geometric_mean_and_the_worst(results):
 
 def test_the_markdown_holds_the_numbers_of_the_results(results):
     text = report.write_markdown(results)
-    assert "| plain | 4.000 torch.nchw | 0.75 | 0.82 | 2.200 onnxruntime | 0.91 |" in text
-    assert "| plain | 2.000 torch.nchw | 0.75 |" in text  # on two threads
+    assert "| plain | 4.000 torch.nchw | 0.75 (50%) | 0.82 (50%) | 2.200 onnxruntime | 0.91 (50%) |" in text
+    assert "| plain | 2.000 torch.nchw | 0.75 (50%) |" in text  # on two threads
     assert "| all layers | 1.06 (1.50) |" in text
     assert "differed by at most 2.0%" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):

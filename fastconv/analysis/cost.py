@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem
+from ..separable_problem import SeparableProblem
 from .arguments import as_image_operands, is_shape, problem_of
 from .geometry import positions, source_pixels, tap_numbers
 
@@ -198,6 +199,8 @@ def inbounds_flops(problem: Problem, offset: np.ndarray | None = None) -> int:
     >>> inbounds_flops(Problem.create("conv1d", (1, 1, 4), (1, 1, 3), padding=1, groups=1))  # 3 + 3 + 2 + 2 taps
     20
     """
+    if isinstance(problem, SeparableProblem):
+        return sum(inbounds_flops(part) for part in problem.parts())
     if offset is not None:
         inside = _sampled_inside(problem, offset)
         moved, mixed = problem.in_channels, problem.out_channels

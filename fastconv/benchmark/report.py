@@ -94,7 +94,10 @@ def _conditions(results: Mapping[str, Any]) -> str:
     if noise:
         told += f" One implementation timed against itself differed by at most {noise - 1:.1%}."
     meanings = "; ".join(f"*{name}*: {meaning}" for name, meaning in MEANINGS.items())
-    return f"Ratios are our time over that of the fastest peer, below 1 is faster.\n{meanings}.\n\n{told}"
+    roof = "Behind the ratio of a layer is our share of the roofline, in brackets."
+    return (
+        f"Ratios are our time over that of the fastest peer, below 1 is faster. {roof}\n{meanings}.\n\n{told}"
+    )
 
 
 def _columns(found: Iterable[Ratio]) -> list[tuple[str, str]]:
@@ -134,9 +137,16 @@ def _layer_table(found: Sequence[Ratio]) -> str:
             mine = [best.get((layer, name, backend)) for name, backend in columns if name == comparison]
             peer = next((ratio.peer for ratio in mine if ratio), None)
             row.append(f"{milliseconds(peer)} {peer['implementation']}" if peer else "")
-            row += [f"{ratio.value:.2f}" if ratio else "" for ratio in mine]
+            row += [_cell(ratio) for ratio in mine]
         rows.append(row)
     return _table(rows)
+
+
+def _cell(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    share = ratio.ours.get("share_of_roofline")
+    return f"{ratio.value:.2f}" + (f" ({share:.0%})" if share else "")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -43,35 +43,36 @@ class Columns:
         self.w_step = self.tap_step * axes[2].kernel
         self._known: dict[bytes, dict[str, int]] = {}
 
-    def of_rows(self, rows: Sequence[int]) -> dict[str, int]:
-        """Return the words `groups` and `blocks` for a tile of these rows of a band.
+    def of_tile(self, rows: Sequence[int], pixels: Sequence[int]) -> dict[str, int]:
+        """Return the words `groups` and `blocks` for a tile of these rows of a band and pixels of a row.
 
-        Where a band is the whole plane, taps are left out that meet nothing but padding in all of the rows.
+        Taps are left out that meet nothing but padding in all of the pixels and, where a band is the whole plane, in
+        all of the rows.
         """
-        h = self.sums[1]
-        used = np.ones(len(h.taps), bool)
+        h, w = self.sums[1:]
+        used_h = np.ones(len(h.taps), bool)
         if self.whole:
-            lines = np.asarray(rows)[:, None] + h.offsets
-            used = (self.axes[1].map[h.phases, lines] >= 0).any(0)
-        key = used.tobytes()
+            used_h = (self.axes[1].map[h.phases, np.asarray(rows)[:, None] + h.offsets] >= 0).any(0)
+        used_w = (self.axes[2].map[w.phases, np.asarray(pixels)[:, None] + w.offsets] >= 0).any(0)
+        key = used_h.tobytes() + used_w.tobytes()
         if key not in self._known:
-            groups, blocks = self._groups(np.flatnonzero(used))
+            groups, blocks = self._groups(np.flatnonzero(used_h), used_w)
             self._known[key] = {"groups": self.b.table(groups), "blocks": blocks}
         return self._known[key]
 
-    def _groups(self, used: np.ndarray) -> tuple[list[int], int]:
+    def _groups(self, used: np.ndarray, used_w: np.ndarray) -> tuple[list[int], int]:
         d, h, w = self.sums
         along_d = (d.phases * self.image.lines_d + d.offsets) * self.image.d
-        along_w = w.phases * self.image.phase + w.offsets
+        along_w = (w.phases * self.image.phase + w.offsets)[used_w]
         kh, kw = self.axes[1].kernel, self.axes[2].kernel
         runs = runs_of(h, used, self.row_step, self.tap_step)
         groups: list[int] = []
         blocks, in_block = 1, 0
         for taps in sorted({len(run) for run in runs}):
             starts = [run[0] for run in runs if len(run) == taps]
-            along_h = (h.phases[starts] * self.image.lines_h + h.offsets[starts]) * self.image.h
+            along_h = (h.offsets[starts] * self.axes[1].phases + h.phases[starts]) * self.image.h
             x = (along_d[:, None, None] + along_h[:, None] + along_w).ravel()
-            kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps).ravel()
+            kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps[used_w]).ravel()
             columns = np.stack([x, kernel], 1)
             while len(columns):
                 some = min((K_BLOCK - in_block) // taps, len(columns))
@@ -119,8 +120,10 @@ def plane_tiles(
     """Cover rows x width pixels with tiles; x and y are the strides of (row, pixel)."""
     step, halves = columns.row_step, b.engines.vec_bytes == HALVED_BYTES
     for some, first in tile_rows(rows, step):
-        taps = columns.of_rows(range(first, first + some * step, step))
+        tile_of = range(first, first + some * step, step)
         for size, at, part in _pieces(width, b.lanes, MOST_VECTORS[some], halves):
+            pixels = b.lanes << size if size != HALF else b.lanes // 2
+            taps = columns.of_tile(tile_of, range(at, min(at + pixels, width)))
             place = {"x": first * x[0] + at * x[1], "y": first * y[0] + at * y[1]}
             yield {"rows": some, "size": size, "part": part} | place | taps
 

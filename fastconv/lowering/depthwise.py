@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from ..problem import Problem
 from .columns import TILE_ROWS, Columns, plane_tiles
 from .dense import add_bias_only, unaliased
@@ -15,7 +17,10 @@ __all__ = ["lower_depthwise", "lower_planes"]
 # Two bands lie in L1 beside what is read and written: one is summed while the next is copied. From 6 to 16 kB the
 # time is the same; at 8 kB a 7x7 layer has 1.3 misses in L1 a line of input and output, at 16 kB 1.8.
 BAND_BYTES = 8 << 10
-GFLOPS = 40.0
+# Where elements go that take turns, in a record of copies.
+TURNS = ("to", "odd", "third")
+# Rough speed, for the decision how many threads to use.
+GFLOPS, GBYTES = 40.0, 10.0
 
 
 def lower_depthwise(problem: Problem, engines: Engines) -> Any:
@@ -32,7 +37,8 @@ def lower_depthwise(problem: Problem, engines: Engines) -> Any:
     else:
         lower_planes(b, axes)
         tile = f"{TILE_ROWS} rows x {b.lanes} pixels"
-    return b.finish(problem.flops / problem.batch / GFLOPS if problem.batch else 0, tile)
+    work = problem.flops / GFLOPS + problem.bytes / GBYTES
+    return b.finish(work / problem.batch if problem.batch else 0, tile)
 
 
 def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image]:
@@ -43,7 +49,7 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
     """
     p = b.problem
     d, h, w = axes
-    direct = all(axis.is_identity for axis in axes)
+    direct = b.problem.layout == "NCHW" and all(axis.is_identity for axis in axes)
     band = _band(b, axes, direct)
     if most_rows and not (direct and d.lines > 1):
         band = min(band, most_rows)
@@ -63,7 +69,7 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
     for s in sums_of(axes):
         columns = Columns(b, axes, s, image, band, whole=bands == 1)
         step = columns.row_step
-        x, y = (image.h, 1), (merged_row, 1) if merged else (s[1].step * y_h, s[2].step * y_w)
+        x, y = (h.phases * image.h, 1), (merged_row, 1) if merged else (s[1].step * y_h, s[2].step * y_w)
         lists = [
             list(plane_tiles(b, rows, s[2].count, columns, x, y))
             for rows in (min(band, s[1].count), s[1].count - (bands - 1) * band)
@@ -71,7 +77,7 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
         end = dict.fromkeys(WORDS["plane_tile"], 0)
         records.append(
             {
-                "x_row": step * image.h,
+                "x_row": step * h.phases * image.h,
                 "w_step": columns.w_step,
                 "tiles": b.records("plane_tile", [*lists[0], end]),
                 "last_tiles": b.records("plane_tile", [*lists[1], end]),
@@ -147,55 +153,70 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
 
 
 def _copies(b: Builder, axes: Axes, image: Image, source: tuple[int, ...], first_row: int, bands: int) -> int:
-    """Keep the list of copies that make one band of the haloed image, and return its address."""
+    """Keep the list of copies that make one band of the haloed image, and return its address.
+
+    Rows of the image's phases along H take turns, so that the source is read from its first row to its last: a phase
+    at a time, as along W, kept the hardware from fetching ahead (96 x 112x112, stride 2: 230 us).
+    """
     d, h, w = axes
     lines = min(image.lines_h, h.lines - first_row)
+    rows_from = h.map[:, first_row : first_row + lines].T.ravel()
     pieces = list(_row_pieces(w, image, source[4]))
     records = []
     for line_d, from_d in enumerate(d.map.ravel().tolist()):
-        for p, (run_begin, run_end, first, step) in enumerate(h.runs().tolist()):
-            if from_d < 0:
+        if from_d < 0:
+            continue
+        for top, bottom, step in _stretches(rows_from):
+            first = int(rows_from[top])
+            if first < 0 and bands == 1:
                 continue
-            begin, end = (min(max(edge - first_row, 0), lines) for edge in (run_begin, run_end))
-            at = line_d * image.d + p * image.lines_h * image.h
-            source_row = first + (first_row + begin - run_begin) * step
-            row = from_d * source[2] + source_row * source[3]
-            spans = [(begin, end, 1)]
-            if bands > 1:  # what another band has written is cleared
-                spans += [(0, begin, 0), (end, lines, 0)]
-            for top, bottom, copied in spans:
-                for piece in pieces if bottom > top else ():
-                    to = at + top * image.h
-                    places = {"to": to + piece["to"], "odd": to + piece["odd"], "at": row + piece["at"]}
-                    rows = {"rows": bottom - top, "to_row": image.h, "at_row": step * source[3]}
-                    if copied:
-                        records.append(piece | places | rows)
-                        continue
-                    pair = piece["step"] == -2
-                    cleared = {"step": 0, "n": -(-piece["n"] // (1 + pair))}
-                    records += [piece | rows | cleared | {"to": places[k]} for k in ("to", "odd")[: 1 + pair]]
+            row = from_d * source[2] + first * source[3]
+            for piece in pieces:
+                to = line_d * image.d + top * image.h
+                places = {"at": row + piece["at"]} | {name: to + piece[name] for name in TURNS}
+                rows = {"rows": bottom - top, "to_row": image.h, "at_row": step * source[3]}
+                if first >= 0:
+                    records.append(piece | places | rows)
+                    continue
+                # What another band has written is cleared.
+                turns = max(-piece["step"], 1)
+                cleared = places | rows | {"step": 0, "n": -(-piece["n"] // turns)}
+                records += [cleared | {"to": places[name]} for name in TURNS[:turns]]
     return b.records("copy", [*records, dict.fromkeys(WORDS["copy"], 0)])
 
 
+def _stretches(sources: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Cut rows into (begin, end, step): those in the padding (-1), and those that lie in equal steps in the source."""
+    begin = 0
+    while begin < len(sources):
+        steps = np.diff(sources[begin:])
+        step = int(steps[0]) if len(steps) and min(sources[begin : begin + 2]) >= 0 else 0
+        same = (steps == step) & ((sources[begin + 1 :] < 0) == (sources[begin] < 0))
+        end = begin + 1 + (int(np.argmin(same)) if not same.all() else len(same))
+        yield begin, end, step
+        begin = end
+
+
 def _row_pieces(w: Axis, image: Image, x_w: int) -> Iterator[dict[str, int]]:
-    """What is copied of a row: the run of each phase, or those of a pair of phases that alternate in one piece."""
+    """What is copied of a row: the run of each phase, or those of two or three phases that take turns in one piece."""
     runs = w.runs().tolist()
     at = [q * image.phase + run[0] for q, run in enumerate(runs)]
-    counts = [run[1] - run[0] for run in runs]
-    if (
-        len(runs) == 2
-        and x_w == 1
-        and [run[3] for run in runs] == [2, 2]
-        and abs(runs[0][2] - runs[1][2]) == 1
-    ):
-        even = int(runs[1][2] < runs[0][2])
-        odd = 1 - even
-        if counts[even] - counts[odd] in (0, 1):
-            yield {"n": sum(counts), "step": -2, "to": at[even], "odd": at[odd], "at": runs[even][2]}
-            return
+    firsts, phases = [run[2] for run in runs], len(runs)
+    order = sorted(range(phases), key=firsts.__getitem__)
+    total = sum(run[1] - run[0] for run in runs)
+    # The k-th phase of those in turn has each element of the source that is k behind a multiple of their number.
+    in_turn = phases in (2, 3) and x_w == 1 and all(
+        runs[q][3] == phases and firsts[q] == firsts[order[0]] + k and runs[q][1] - runs[q][0] == -(-(total - k) // phases)
+        for k, q in enumerate(order)
+    )  # fmt: skip
+    if in_turn:
+        places = dict(zip(TURNS, [at[q] for q in order] + [0] * (3 - phases), strict=True))
+        yield {"n": total, "step": -phases, "at": firsts[order[0]]} | places
+        return
     for q, run in enumerate(runs):
-        if counts[q]:
-            yield {"n": counts[q], "step": run[3] * x_w, "to": at[q], "odd": 0, "at": run[2] * x_w}
+        if run[1] > run[0]:
+            count = {"n": run[1] - run[0], "step": run[3] * x_w, "at": run[2] * x_w}
+            yield count | dict(zip(TURNS, (at[q], 0, 0), strict=True))
 
 
 def _band(b: Builder, axes: Axes, direct: bool) -> int:

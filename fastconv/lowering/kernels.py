@@ -3,6 +3,7 @@
 =========================  ===========================================================================
 conv_depthwise_nchw        tiles of rows, the halo of a channel in the thread's own scratch
 conv_depthwise_nhwc        channels in vectors, no halo: padding is a pixel of zeros
+conv_depthwise_fourier     large kernels: products of frequencies along W, between transforms by the register tile
 conv_winograd_4, _5, _6    few taps of stride 1: fewer products, between transforms to 4 ... 6 points on an axis or two
 conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
@@ -44,6 +45,7 @@ from .deform_transpose import lower_deform_transpose
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_plane_grad
+from .fourier import FOURIER_TOLERANCE, fourier_flops, lower_fourier, refuse_fourier
 from .program import Engines, round_up
 from .separable import lower_separable, refuse_separable
 from .weight_grad import lower_weight_grad
@@ -56,6 +58,10 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 # Rough speeds of one core, only there to rank kernels: operations and bytes a second.
 FLOPS = 100e9
 DEPTHWISE_FLOPS = 45e9
+MANY_TAPS = 7
+MANY_TAPS_FLOPS = 90e9
+FOURIER_FLOPS = 70e9
+FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
 MEMORY_BYTES = 10e9
 OVERHEAD = 2e-6
@@ -147,6 +153,8 @@ def program_kernels(
             table.append(kernel(f"{op}_depthwise_{case}", ops, only, cost_depthwise, lower_depthwise))
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
+    name = "conv_depthwise_fourier"
+    table.append(kernel(name, ("conv2d",), refuse_fourier, cost_fourier, lower_fourier, FOURIER_TOLERANCE))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
     name, lower = "deform_conv_transpose_tile", lower_deform_transpose
     table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
@@ -221,7 +229,14 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
 
 
 def cost_depthwise(problem: Problem) -> float:
-    return cost_flops(problem, DEPTHWISE_FLOPS)
+    few = problem.kernel_size[-1] < MANY_TAPS
+    return cost_flops(problem, DEPTHWISE_FLOPS if few else MANY_TAPS_FLOPS)
+
+
+def cost_fourier(problem: Problem) -> float:
+    """Return the time of the products; what lies between them is written and read in L2 or L3."""
+    seconds = fourier_flops(problem) / FOURIER_FLOPS * problem.dtype.itemsize / 4
+    return FOURIER_OVERHEAD + seconds + problem.bytes / MEMORY_BYTES
 
 
 def cost_separable(problem: SeparableProblem) -> float:

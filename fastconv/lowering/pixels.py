@@ -4,26 +4,47 @@ import math
 
 import numpy as np
 
-from .columns import row_step, runs_of, tile_rows
+from .columns import TILE_ROWS, row_step, runs_of, tile_rows
 from .dense import add_halo
 from .geometry import Axes, Image, Sums, convolution_axis, input_strides, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
 
-__all__ = ["is_small", "lower_pixels"]
+__all__ = ["MIN_PIXELS", "STRIP_BYTES", "is_small", "lower_pixels", "pixel_tiles"]
 
 # Output pixels of a plane below which its channels go into the vectors: 7x7 x 960 takes 27 us and not 50 with a
 # 3x3 kernel; 14x14 x 576 takes 70 us and not 45.
 SMALL_PLANE = 64
+# Taps of a single row from which on the same holds, however long it is.
+MANY_TAPS = 16
 # A transposition goes by squares of so many.
 SHORT_VECTOR = 4
 # Pixels of a tile that make it worth while to lie a dilation apart.
 MIN_PIXELS = 2
+# What the tiles of a strip read again in the next rows, weights among it, lies in L1 beside results; vectors of channels of one.
+STRIP_BYTES = 18 << 10
+STRIP_VECTORS = 8
+CACHE_LINE, L1_SETS = 64, 64
+# Taps that take as long as a tile to begin and to end.
+TILE_BEGIN = 4
+# Where no strip is so small, or pixels are pages apart, which are better read once (1024 x 32x32: 570 and not 980 us):
+# vectors of channels that all tiles of a row go through together.
+PAGE_BYTES = 4096
+CACHED_BYTES = 1 << 20
+ROW_VECTORS = 64
+# Lists of a band, which are read one after the other.
+LIST_BYTES = 64 << 10
+# Rows of a band that make a task, more if they are not many times what a kernel reaches beyond, and vectors of channels.
+BAND_ROWS = 2
+BAND_REACHES = 3
+BLOCK_VECTORS = 4
+# Vectors of a pixel among which one more does not count, if all of them are on lines then.
+LINE_VECTORS = 8
 
 
-def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
-    """Add the stages for one input channel a group, with channels last or put there.
+def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
+    """Add the stages for one input channel a group, with channels last or put there; return the rows of a task.
 
-    If `joined`, the last of them writes rows, channels last, for another engine to read.
+    If `joined`, some tasks of the last stage write so many rows, channels last, for another engine to read.
     """
     p = b.problem
     channels = p.out_channels
@@ -40,18 +61,18 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
     w_stride = round_up(channels, b.lanes)
     taps = np.arange(p.taps)
     packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
-    records, tasks, row_words, list_words = [], 0, 0, 0
+    records, row_words, list_words = [], 0, 0
+    piece, strip_pixels = _strip(b, axes)
     for s in sums_of(axes):
         sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]
         maps = [np.where(at >= 0, at * stride, -1) for at, stride in zip(sources, strides, strict=True)]
         step, tap_step = row_step(s[2], s[2].count, MIN_PIXELS)
         kernel_rows = s[0].taps[:, None] * axes[1].kernel + s[1].taps
-        tiles, words_used = _pixel_tiles(b, s, maps[2], w_stride, (step, tap_step), y_w * s[2].step)
+        tiles, words_used = pixel_tiles(b, s, maps[2], w_stride, (step, tap_step), y_w * s[2].step)
         row_words = max(row_words, 1 + 2 * kernel_rows.size)
         list_words = max(list_words, words_used)
         records.append(
             {
-                "task_begin": tasks,
                 "taps_d": len(s[0].taps),
                 "taps_h": len(s[1].taps),
                 "map_d": b.table(maps[0]),
@@ -60,6 +81,7 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
                 "w_step": tap_step * w_stride,
                 "tiles": b.records("pixel_tile", tiles),
                 "tile_count": len(tiles),
+                "strip": max(len(tiles) * strip_pixels // s[2].count, 1),
                 "y": s[0].start * y_d + s[1].start * y_h + s[2].start * y_w,
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
@@ -68,13 +90,23 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
                 "n_h": s[1].count,
             }
         )
-        tasks += s[0].count * s[1].count
+    row_bytes = 8 * (row_words + list_words)
+    blocks, band = _tasks(b, axes, row_bytes)
+    if joined:
+        parts = (
+            n for n in range(1, joined + 1) if joined % n == 0 and (n == 1 or n * row_bytes <= LIST_BYTES)
+        )
+        blocks, band = 1, max(parts)
+    tasks = 0
+    for record in records:
+        record["task_begin"] = tasks
+        tasks += -(-record["n_d"] * record["n_h"] // band)
     words: Words = dict(
         x=x,
         w=packed,
         b=b.operand("bias"),
         y=y,
-        work=b.thread(w_stride + (row_words + list_words) * 8 // b.itemsize),
+        work=b.thread(w_stride + band * (row_words + list_words) * 8 // b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
         x_image=x_image,
@@ -82,29 +114,89 @@ def lower_pixels(b: Builder, axes: Axes, *, joined: bool = False) -> None:
         channels=channels,
         w_stride=w_stride,
         row_words=row_words,
+        list_words=list_words,
         sums=b.records("pixel_sum", records),
         sum_count=len(records),
         tasks=tasks,
+        band=band,
+        blocks=blocks,
+        piece=piece,
+        on_lines=int(_on_lines(b)),
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
     )
-    b.stage("depthwise_pixels", tasks, words)
+    b.stage("depthwise_pixels", tasks * blocks, words)
     if p.layout == "NCHW" and not joined:
         _add_transpose(b, y, y_image // channels, channels, b.operand("output"))
+    return band
+
+
+def _strip(b: Builder, axes: Axes) -> tuple[int, int]:
+    """Return the channels that are summed together, and the output pixels of a row that are.
+
+    What they read in all the rows of a kernel fits L1, if anything does, so that it is read from below once. Wide strips
+    share few pixels with the next ones; many channels share the lines of a pixel, and the beginning of a tile.
+    """
+    p = b.problem
+    d, h, w = axes
+    rows = d.kernel * (h.reach * h.phases + 1)
+    pixel = p.out_channels * b.itemsize
+    best = (math.inf, ROW_VECTORS * b.lanes, w.out)
+    # Rows a dilation apart come back late, and an image that no L2 holds is best read as it lies (96 x 56x56, 7x7: 276 and
+    # not 350 us); one that L2 holds takes the same time either way.
+    beyond = math.prod(p.input_shape[1:]) * b.itemsize > CACHED_BYTES
+    if beyond or rows == 1 or rows > d.kernel * h.kernel or pixel >= PAGE_BYTES:
+        return best[1:]
+    # Pixels that are a multiple of lines apart share sets of L1.
+    sharing = math.gcd(pixel // CACHE_LINE, L1_SETS) if pixel % CACHE_LINE == 0 else 1
+    for vectors in range(1, min(STRIP_VECTORS, max(p.out_channels // b.lanes, 1)) + 1):
+        size = vectors * b.engines.vec_bytes
+        lines = (size - 1) // CACHE_LINE + (1 if _on_lines(b) else 2)
+        room = STRIP_BYTES * min(lines / sharing, 1)
+        for pixels in range(TILE_ROWS, round_up(w.out, TILE_ROWS) + 1, TILE_ROWS):
+            read = min(pixels * w.phases // len(w.sums) + w.reach * w.phases, w.size)
+            again = (-(-w.out // pixels) - 1) * w.reach * w.phases / w.size
+            crowded = min(max((rows * read + p.taps) * lines * CACHE_LINE / room, 1), rows)
+            cost = (1 + again) * lines * CACHE_LINE / size * crowded + TILE_BEGIN / (vectors * p.taps)
+            best = min(best, (cost, vectors * b.lanes, pixels))
+    return best[1:]
+
+
+def _on_lines(b: Builder) -> bool:
+    """Whether all pixels can be read by whole cache lines, for one vector more."""
+    channels = b.problem.out_channels
+    return channels % b.lanes == 0 and channels >= LINE_VECTORS * b.lanes
+
+
+def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
+    """Return blocks of channels, and rows of a band, that make tasks enough; each block lists the same addresses."""
+    d, h, _ = axes
+    vectors = b.problem.out_channels // b.lanes
+    rows = max(one.count for one in d.sums) * max(one.count for one in h.sums)
+    enough = -(-ENOUGH_TASKS // len(sums_of(axes)))
+    least = max(BAND_ROWS, BAND_REACHES * h.reach if h.reach < h.kernel else 0)
+    bands = max(min(enough, rows // least), 1)
+    blocks = max(min(enough // bands, vectors // BLOCK_VECTORS), 1)
+    if bands * blocks < enough // 2:
+        bands = max(min(enough // 2 // blocks, rows // BAND_ROWS), 1)
+        blocks = max(min(enough // 2 // bands, vectors // 2), blocks)
+    bands = max(bands, -(-rows * row_bytes // LIST_BYTES))
+    return blocks, -(-rows // bands)
 
 
 def is_small(b: Builder, axes: Axes) -> bool:
     """Whether planes are so small, and so many, that it pays to have their channels in the vectors.
 
     The rows of 7 x 7 pixels fill half a vector, and each plane has as much around it as in it: two transpositions
-    cost less.
+    cost less. So they do where planes are single rows, in which no two products share what they load, if taps are many.
     """
     p = b.problem
+    small = math.prod(p.output_size) <= SMALL_PLANE and math.prod(p.input_size) <= 4 * SMALL_PLANE
+    row = math.prod(p.input_size) == p.input_size[-1] and p.kernel_size[-1] >= MANY_TAPS
     return (
-        p.layout == "NCHW"
+        (small or row)
+        and p.layout == "NCHW"
         and p.in_channels == p.out_channels >= b.lanes
-        and math.prod(p.output_size) <= SMALL_PLANE
-        and math.prod(p.input_size) <= 4 * SMALL_PLANE
         and not any(axis.has_gaps for axis in axes)
     )
 
@@ -151,7 +243,7 @@ def _add_transpose(b: Builder, x: Operand, rows: int, columns: int, y: Operand) 
     b.stage("halo_pixels", pieces, words)
 
 
-def _pixel_tiles(
+def pixel_tiles(
     b: Builder, sums: Sums, offsets: np.ndarray, w_stride: int, steps: tuple[int, int], y_w: int
 ) -> tuple[list[dict[str, int]], int]:
     """Return tiles that cover a row of pixels, and the words that the lists of their addresses take.

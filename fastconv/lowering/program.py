@@ -53,13 +53,18 @@ _DEPTHWISE_PLANES = (
 )
 _PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d n_h"
 _PLANE_TILE = "rows size part x y groups blocks"
-_COPY = "rows n step to odd to_row at at_row"
+_COPY = "rows n step to odd third to_row at at_row"
 _DEPTHWISE_PIXELS = (
-    "x w b y work work_stride images x_image y_image channels w_stride row_words sums sum_count tasks k_block "
-    "activation"
+    "x w b y work work_stride images x_image y_image channels w_stride row_words list_words sums sum_count tasks band "
+    "blocks piece on_lines k_block activation"
 )
-_PIXEL_SUM = "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count y y_d y_h y_row n_d n_h"
+_PIXEL_SUM = (
+    "task_begin taps_d taps_h map_d map_h w_rows w_step tiles tile_count strip y y_d y_h y_row n_d n_h"
+)
 _PIXEL_TILE = "pixels y columns list"
+_SETTLE = (
+    "y b images y_image y_channel y_pixel channels pixels tasks activation engine engine_words engine_tasks"
+)
 _JOIN = (
     "first second first_words second_words first_y second_x panel work_stride bands band_bytes first_tasks "
     "first_band second_tasks second_band"
@@ -107,6 +112,7 @@ WORDS = {
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),
     "pixel_tile": tuple(_PIXEL_TILE.split()),
+    "settle": tuple(_SETTLE.split()),
     "join": tuple(_JOIN.split()),
     "deform": tuple(_DEFORM.split()),
     "dcn": tuple(_DCN.split()),
@@ -131,6 +137,7 @@ ENGINES = {
     "winograd": "winograd",
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
+    "settle": "settle",
     "deform": "deform",
     "dcn": "dcn",
     "weight_grad": "weight_grad",

@@ -18,7 +18,7 @@ from .dcn import dcn
 from .deform import deform
 from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
-from .depthwise import depthwise_pixels, depthwise_planes
+from .depthwise import depthwise_pixels, depthwise_planes, settle
 from .depthwise_grad import plane_grad
 from .halo import halo_pixels, halo_planes
 from .pack import pack
@@ -43,6 +43,7 @@ ENGINES = {
     "winograd": winograd,
     "depthwise_planes": depthwise_planes,
     "depthwise_pixels": depthwise_pixels,
+    "settle": settle,
     "deform": deform,
     "dcn": dcn,
     "weight_grad": weight_grad,

@@ -8,24 +8,29 @@ addresses of their pixels, in which padding is a pixel of zeros.
 from numba import int64
 
 from .columns import MAX_ROWS, column_tiles, columns, halves, pixel_tiles, pixels
-from .epilogue import LINEAR, RELU6, finish_row
+from .epilogue import LINEAR, RELU6, finish_lanes, finish_row
 from .halo import copy_rows, fill_row
-from .moves import clear, copy, copy_strided, merge
+from .moves import clear, copy, copy_strided, load_some, merge
 from .simd import (
     address,
+    bytes_each,
+    call_engine,
     elements_before,
+    fma,
     helper,
     integers,
     lanes,
     real,
     reals,
     records,
+    splat,
     stack_integers,
     stack_vectors,
+    store,
+    words_of,
 )
 
 HALF = 4  # as in columns.py
-CHANNEL_VECTORS = 64
 
 
 @helper
@@ -36,7 +41,7 @@ def map_band(a, x, first_row, scratch):
         for p in range(a.h_phases):
             for h in range(min(a.h_lines - first_row, a.band_lines)):
                 from_d, from_h = map_d[d], map_h[p * a.h_lines + first_row + h]
-                to = scratch + (d * a.line_d + (p * a.band_lines + h) * a.line_h)
+                to = scratch + (d * a.line_d + (h * a.h_phases + p) * a.line_h)
                 inside = from_d >= 0 and from_h >= 0
                 row = x
                 if inside:
@@ -229,41 +234,124 @@ def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, y
         channel += many * width
 
 
+@helper
+def pixel_strip(
+    a, shapes, s, first_row, row_count, tile, tile_end, rows, lists, channel, end, y, one_row, c, state
+):
+    """The tiles of a strip of columns in all rows of a band, for some channels.
+
+    From row to row: what the rows of a kernel read in common stays in L1, and each row of the image comes from below once.
+    """
+    tiles = records(a, s.tiles, "pixel_tile")
+    for r in range(row_count):
+        y_r = y + ((first_row + r) // s.n_h * s.y_d + (first_row + r) % s.n_h * s.y_h)
+        for t in range(tile, tile_end):
+            count, y_t, rows_t = tiles[t].pixels, y_r + tiles[t].y, rows + r * a.row_words
+            columns_t, blocks = integers(tiles[t].columns), int64(1)
+            if tiles[t].list >= 0:
+                made = lists + (r * a.list_words + tiles[t].list)
+                rows_t, columns_t, blocks = one_row, made + 1, made[0]
+            pixel_tile(a, shapes, s, count, rows_t, columns_t, blocks, channel, end, y_t, c, state)
+
+
+@helper
+def list_band(a, s, x, first_row, row_count, zeros, rows, lists):
+    """The kernel rows of each row of a band, and the lists of its tiles."""
+    tiles = records(a, s.tiles, "pixel_tile")
+    for r in range(row_count):
+        rows_r = rows + r * a.row_words
+        list_kernel_rows(s, x, (first_row + r) // s.n_h, (first_row + r) % s.n_h, rows_r)
+        for t in range(s.tile_count):
+            if tiles[t].list >= 0:
+                to = lists + (r * a.list_words + tiles[t].list)
+                address_columns(
+                    rows_r, integers(tiles[t].columns), tiles[t].pixels, a.k_block, address(zeros), to
+                )
+
+
 def depthwise_pixels(a, begin, end, thread):
-    """A task is a row of pixels."""
+    """A task is a band of rows of pixels, for a block of channels."""
     c, state, one_row = stack_vectors(a, MAX_ROWS), stack_integers(1), stack_integers(3)
     shapes = pixel_tiles(a)
     one_row[0], one_row[1], one_row[2] = 1, 0, 0
     zeros = reals(a, a.work + thread * a.work_stride)
     rows = integers(address(zeros + a.w_stride))
-    lists = integers(address(rows + a.row_words))
-    size = CHANNEL_VECTORS * lanes(a)
+    lists = integers(address(rows + a.band * a.row_words))
     clear(zeros, a.w_stride)
     for task in range(begin, end):
-        image, rest = task // a.tasks, task % a.tasks
+        image, block, rest = task // a.tasks // a.blocks, task // a.tasks % a.blocks, task % a.tasks
         sums, number = records(a, a.sums, "pixel_sum"), a.sum_count - 1
         while sums[number].task_begin > rest:
             number -= 1
         s = sums[number]
-        rest -= s.task_begin
-        h, d = rest % s.n_h, rest // s.n_h
-        y = reals(a, a.y) + (image * a.y_image + s.y + d * s.y_d + h * s.y_h)
-        tiles = records(a, s.tiles, "pixel_tile")
-        list_kernel_rows(s, reals(a, a.x) + image * a.x_image, d, h, rows)
-        for t in range(s.tile_count):
-            if tiles[t].list >= 0:
-                to = lists + tiles[t].list
-                address_columns(
-                    rows, integers(tiles[t].columns), tiles[t].pixels, a.k_block, address(zeros), to
-                )
-        # By blocks of channels: what the tiles of a row read in common is still in L1.
-        for channel in range(0, a.channels, size):
-            last = min(channel + size, a.channels)
-            for t in range(s.tile_count):
-                tile = tiles[t]
-                count, y_t, rows_t = tile.pixels, y + tile.y, rows
-                columns_t, blocks = integers(tile.columns), int64(1)
-                if tile.list >= 0:
-                    made = lists + tile.list
-                    rows_t, columns_t, blocks = one_row, made + 1, made[0]
-                pixel_tile(a, shapes, s, count, rows_t, columns_t, blocks, channel, last, y_t, c, state)
+        first_row = (rest - s.task_begin) * a.band
+        row_count = min(a.band, s.n_d * s.n_h - first_row)
+        list_band(a, s, reals(a, a.x) + image * a.x_image, first_row, row_count, zeros, rows, lists)
+        # Vectors on their own cache lines, behind a first one that overlaps the second.
+        size, y = lanes(a), reals(a, a.y) + (image * a.y_image + s.y)
+        shift = -a.x // bytes_each(a) & (size - 1) if a.on_lines else 0
+        vectors, channel, last = a.channels // size, 0, a.channels
+        if block:
+            channel = vectors * block // a.blocks * size + shift
+        if block + 1 < a.blocks:
+            last = vectors * (block + 1) // a.blocks * size + shift
+        while channel < last:
+            until = size if channel < shift else min(channel + a.piece, last)
+            for t in range(0, s.tile_count, s.strip):
+                tile_end = min(t + s.strip, s.tile_count)
+                pixel_strip(
+                    a, shapes, s, first_row, row_count, t, tile_end, rows, lists, channel, until, y, one_row, c, state
+                )  # fmt: skip
+            channel = shift if channel < shift else until
+
+
+@helper
+def settle_all(a, y, shift, has_bias, count, steps, c):
+    """Bias and activation, in place; `shift` holds the bias of each lane."""
+    for p in range(steps):
+        for i in range(0, count, lanes(c)):
+            some, at = min(count - i, lanes(c)), y + (p * a.y_pixel + i)
+            copy(c, at, some)
+            finish_lanes(c, some, shift, has_bias, a.activation)
+            copy(at, c, some)
+
+
+@helper
+def settle_anew(a, image, channel, thread):
+    """The engine's sums for one channel of an image."""
+    first = (image * a.channels + channel) * a.engine_tasks
+    call_engine(a.engine, words_of(a) + a.engine_words, first, first + a.engine_tasks, thread)
+
+
+def settle(a, begin, end, thread):
+    """A task is a channel, or with channels last a vector of them.
+
+    Bias and activation if all sums are finite, else all anew.
+    """
+    c, shift, spoiled = stack_vectors(a, 1), stack_vectors(a, 1), stack_vectors(a, 1)
+    planes, has_bias, zero = a.y_pixel == 1, 1 if a.b else 0, splat(c, real(a, 0.0))
+    size = 1 if planes else lanes(c)
+    for task in range(begin, end):
+        image, channel = task // a.tasks, task % a.tasks * size
+        channels = min(a.channels - channel, size)
+        count, steps = channels, a.pixels
+        if planes:
+            count, steps = a.pixels, 1
+        y = reals(a, a.y) + (image * a.y_image + channel * a.y_channel)
+        sums = zero
+        for p in range(steps):
+            for i in range(0, count, lanes(c)):
+                sums = fma(load_some(y + (p * a.y_pixel + i), count - i), zero, sums)
+        store(spoiled, sums)
+        finite = True
+        for i in range(lanes(c)):
+            finite = finite and spoiled[i] == 0.0
+        if has_bias:
+            bias = reals(a, a.b) + channel
+            store(shift, splat(c, bias[0]) if planes else load_some(bias, channels))
+        if (finite or not planes) and (has_bias or a.activation):
+            settle_all(a, y, shift, has_bias, count, steps, c)
+        if not finite:
+            for i in range(channels):
+                if planes or spoiled[i] != 0.0:
+                    settle_anew(a, image, channel + i, thread)

@@ -4,7 +4,17 @@ An image is copied through one index map an axis (-1: zero). Along W a phase is 
 equal steps, with whatever the padding mode asks for on both sides of it.
 """
 
-from .moves import clear, copy, copy_evens, copy_mapped, copy_strided, split, transpose
+from .moves import (
+    clear,
+    copy,
+    copy_evens,
+    copy_mapped,
+    copy_strided,
+    copy_thirds,
+    split,
+    split_in_three,
+    transpose,
+)
 from .simd import helper, integers, lanes, load, load_part, reals, stack_vectors, store
 
 PIECE = 64  # pixels that are turned at a time
@@ -23,6 +33,8 @@ def fill_row(y, y_phase, x, inside, x_w, phases, lines, maps, all_runs):
                 copy(to + begin, run, end - begin)
             elif step == 2:
                 copy_evens(to + begin, run, end - begin)
+            elif step == 3:
+                copy_thirds(to + begin, run, end - begin)
             else:
                 copy_strided(to + begin, 1, run, step, end - begin)
             copy_mapped(to + end, x, x_w, index + end, lines - end)
@@ -42,10 +54,15 @@ def copy_rows(c, scratch, x):
             store(to + whole, load_part(source + whole, c.n - whole))
         elif c.step == -2:
             split(to, scratch + (c.odd + r * c.to_row), source, c.n)
+        elif c.step == -3:
+            row = scratch + r * c.to_row
+            split_in_three(to, row + c.odd, row + c.third, source, c.n)
         elif c.step == 0:
             clear(to, c.n)
         elif c.step == 2:
             copy_evens(to, source, c.n)
+        elif c.step == 3:
+            copy_thirds(to, source, c.n)
         else:
             copy_strided(to, 1, source, c.step, c.n)
 

@@ -33,6 +33,7 @@ from .simd import (
     store,
     store_part,
     store_spread,
+    thirds,
     verb,
     void,
     word,
@@ -40,6 +41,7 @@ from .simd import (
     zip_high,
     zip_low,
 )
+
 
 
 @helper
@@ -155,6 +157,12 @@ def copy_mapped(y, x, x_step, index, n):
 
 
 @helper
+def load_any(p, n):
+    """The first of n elements, if any; nothing behind them is read."""
+    return load_some(p, n) if n > 0 else load_part(p, 0)
+
+
+@helper
 def copy_evens(y, x, n):
     """y[i] = x[2 * i] for i < n; nothing behind the last of them is read."""
     i = 0
@@ -170,9 +178,17 @@ def copy_evens(y, x, n):
 
 
 @helper
-def load_any(p, n):
-    """The first of n elements, if any; nothing behind them is read."""
-    return load_some(p, n) if n > 0 else load_part(p, 0)
+def copy_thirds(y, x, n):
+    """y[i] = x[3 * i] for i < n; nothing behind the last of them is read."""
+    i, size = 0, lanes(y)
+    while i + size < n:
+        from_i = x + 3 * i
+        store(y + i, thirds(load(from_i), load(from_i + size), load(from_i + 2 * size), 0))
+        i += size
+    rest, from_i = 3 * (n - i) - 2, x + 3 * i
+    if rest > 0:
+        a, b = load_any(from_i, rest), load_any(from_i + size, rest - size)
+        store_part(y + i, thirds(a, b, load_any(from_i + 2 * size, rest - 2 * size), 0), n - i)
 
 
 @helper
@@ -182,6 +198,17 @@ def split(y, odd, x, n):
         a, b = load_any(x + i, n - i), load_any(x + (i + lanes(y)), n - i - lanes(y))
         store(y + i // 2, evens(a, b))
         store(odd + i // 2, odds(a, b))
+
+
+@helper
+def split_in_three(y, second, third, x, n):
+    """Each of n elements goes to y, second and third in turn; whole vectors are written."""
+    for i in range(0, n, 3 * lanes(y)):
+        a, b = load_any(x + i, n - i), load_any(x + (i + lanes(y)), n - i - lanes(y))
+        c = load_any(x + (i + 2 * lanes(y)), n - i - 2 * lanes(y))
+        store(y + i // 3, thirds(a, b, c, 0))
+        store(second + i // 3, thirds(a, b, c, 1))
+        store(third + i // 3, thirds(a, b, c, 2))
 
 
 @verb
@@ -303,13 +330,14 @@ def transpose(y, to, x, x_stride, rows, columns):
 
 @helper
 def merge(y, x, x_row, count, n):
-    """y[i * count + k] = x[k * x_row + i] for i * count + k < n."""
-    i, whole = 0, n // count
+    """y[i * count + k] = x[k * x_row + i] for i * count + k < n. Each row of x goes on for a vector."""
     if count == 2:
-        while i + lanes(y) <= whole:
-            a, b = load(x + i), load(x + (x_row + i))
-            store(y + 2 * i, zip_low(a, b))
-            store(y + (2 * i + lanes(y)), zip_high(a, b))
-            i += lanes(y)
-    transpose(y + count * i, count, x + i, x_row, count, whole - i)
-    copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)
+        for i in range(0, n, 2 * lanes(y)):
+            a, b = load(x + i // 2), load(x + (x_row + i // 2))
+            store_some(y + i, zip_low(a, b), n - i)
+            if n - i > lanes(y):
+                store_some(y + (i + lanes(y)), zip_high(a, b), n - i - lanes(y))
+    else:
+        whole = n // count
+        transpose(y, count, x, x_row, count, whole)
+        copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)

@@ -345,6 +345,23 @@ def call(function, values, count):
     return void(word, values, word), emit
 
 
+@verb
+def call_engine(function, words, begin, end, thread):
+    """Call an engine at an address."""
+
+    def emit(builder, function, *args):
+        kind = ir.FunctionType(ir.VoidType(), [INTEGER_POINTER, WORD, WORD, WORD])
+        builder.call(builder.inttoptr(function, kind.as_pointer()), args)
+
+    return void(word, INTEGERS, word, word, word), emit
+
+
+@verb
+def words_of(record):
+    """The words of a record and those around it."""
+    return INTEGERS(record), lambda builder, at: at
+
+
 # Vectors.
 
 
@@ -426,6 +443,12 @@ def _masked(builder: Any, kind: Any, verb: str, result: ir.Type, args: list) -> 
 def lanes(like):
     """How many elements a vector has here."""
     return word(like), lambda builder, _: WORD(like.lanes)
+
+
+@verb
+def bytes_each(like):
+    """How many bytes an element has."""
+    return word(like), lambda builder, _: WORD(bytes_of(like.element))
 
 
 @verb
@@ -527,6 +550,19 @@ def odds(a, b):
     """Every second lane of two vectors, from the second on."""
     chosen = list(range(1, 2 * a.lanes, 2))
     return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
+
+
+@verb
+def thirds(a, b, c, first):
+    """Every third lane of three vectors, from `first` on."""
+    places = range(first.literal_value, 3 * a.lanes, 3)
+    of_two = [at if at < 2 * a.lanes else 0 for at in places]
+    chosen = [k if at < 2 * a.lanes else at - a.lanes for k, at in enumerate(places)]
+
+    def emit(builder, a, b, c, _):
+        return emit_shuffle(builder, emit_shuffle(builder, a, b, of_two), c, chosen)
+
+    return a(a, b, c, first), emit
 
 
 @verb
