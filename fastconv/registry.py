@@ -44,6 +44,7 @@ class Refusal:
     NOT_NHWC = "the layout is not NHWC"
     NOT_DEPTHWISE = "there is more than one input channel per group"
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
+    FEW_CHANNELS = "the channels fill no vector"
     STRIDED = "the stride is not 1"
     NO_SMALL_KERNEL = "no axis of the kernel has a size that it knows"
     UNEVEN_TAPS = "the taps that meet the image are unevenly spaced, or not the same for every output"
