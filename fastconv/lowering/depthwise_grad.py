@@ -14,7 +14,7 @@ import numpy as np
 from ..problem import Problem
 from .dense import add_halo
 from .geometry import Axes, Image, axes_of, input_strides, output_strides
-from .program import Builder, Engines, Operand, Words, round_up
+from .program import Builder, Engines, Operand, Words
 
 __all__ = ["lower_depthwise_grad_pixels", "lower_depthwise_grad_planes"]
 
@@ -72,7 +72,11 @@ class Reach:
         found = []
         for begin, end in pairwise(bounds):
             met = [self.met(tap) for tap in self.taps]
-            taps = [tap for tap, (first, last) in zip(self.taps, met, strict=True) if first <= begin and end <= last]
+            taps = [
+                tap
+                for tap, (first, last) in zip(self.taps, met, strict=True)
+                if first <= begin and end <= last
+            ]
             if taps:
                 found.append((begin, end, tuple(taps)))
         return found
@@ -121,7 +125,11 @@ def lower_depthwise_grad_pixels(problem: Problem, engines: Engines) -> Any:
     _, _, *gy_strides = output_strides(p)
     words, reaches = _in_place(b)
     parts = [reach.segments() for reach in reaches]
-    if p.padding_mode != "zeros" or channels != p.in_channels or np.prod([len(s) for s in parts]) > MOST_PARTS:
+    if (
+        p.padding_mode != "zeros"
+        or channels != p.in_channels
+        or np.prod([len(s) for s in parts]) > MOST_PARTS
+    ):
         # Each channel is repeated for every output it feeds; then output and input channels agree.
         starts, repeat = np.array([0, channels]), channels // p.in_channels
         words, reaches = _in_lines(b, axes, Image.of(axes, channels), "halo_pixels", 0, starts, repeat)
@@ -173,7 +181,14 @@ def _in_place(b: Builder) -> tuple[Words, Reaches]:
     x_image, x_channel, *strides = input_strides(p)
     found = []
     for size, kernel, out, step, (before, _), dilation, stride in zip(
-        p.input_size, p.kernel_size, p.output_size, p.stride, p.padding, p.dilation, strides[3 - p.ndim :], strict=True
+        p.input_size,
+        p.kernel_size,
+        p.output_size,
+        p.stride,
+        p.padding,
+        p.dilation,
+        strides[3 - p.ndim :],
+        strict=True,
     ):
         taps = tuple(Tap(t, t * dilation - before, 0) for t in range(kernel))
         every = Reach(size, out, step, stride, taps)
@@ -234,10 +249,9 @@ def _lines(h: Reach, kernel_w: int, gy_h: int, most: int) -> Iterator[dict[str, 
     """Yield sequences of lines that each meet as many rows of the gradient as the tile has kernel rows."""
     for taps in h.sequences(h.taps, most):
         apart = (taps[1].shift - taps[0].shift) // h.step if len(taps) > 1 else 1
+        runs: list[tuple[Tap, ...]] = [taps]
         if apart > 1 and h.out // apart < LEAST_ROWS * len(taps):
             runs, apart = [(tap,) for tap in taps], 1
-        else:
-            runs = [taps]
         for run, first in product(runs, range(apart)):
             rows = -(-(h.out - first) // apart)
             source = run[0].shift + (first + apart * np.arange(rows + len(run) - 1)) * h.step
@@ -263,7 +277,9 @@ def _columns(b: Builder, w: Reach) -> Iterator[dict[str, int]]:
     runs = _runs_of_one_base(w.taps, TILE_COLUMNS if adjacent else 1)
     for run in runs:
         apart = run[1].shift - run[0].shift if len(run) > 1 else 1
-        shifts = [tap.shift for tap in run] if w.step == 1 else [run[0].shift + j for j in range(0, len(run), 2)]
+        shifts = (
+            [tap.shift for tap in run] if w.step == 1 else [run[0].shift + j for j in range(0, len(run), 2)]
+        )
         vectors = -(-w.out // b.lanes)
         masks = np.array([_masks(w, shifts, v, b.lanes) for v in range(vectors)])
         met = np.flatnonzero(masks[:, 1:].any(axis=1))
@@ -304,10 +320,13 @@ def _pixel_parts(
     reaches: Reaches, segments: tuple, axes: Axes, gy_strides: list[int], most_rows: int
 ) -> Iterator[dict[str, int]]:
     """Yield the tiles of taps that meet the image wherever an output of these stretches lies."""
-    (d, h, w), kernel_h, kernel_w = reaches, axes[1].kernel, axes[2].kernel
+    (_, h, w), kernel_h, kernel_w = reaches, axes[1].kernel, axes[2].kernel
     firsts = [begin for begin, *_ in segments]
     counts = [end - begin for begin, end, _ in segments]
-    runs_h, runs_w = _runs_of_one_base(segments[1][2], most_rows), _runs_of_one_base(segments[2][2], TILE_COLUMNS)
+    runs_h, runs_w = (
+        _runs_of_one_base(segments[1][2], most_rows),
+        _runs_of_one_base(segments[2][2], TILE_COLUMNS),
+    )
     for tap_d, run_h, run_w in product(segments[0][2], runs_h, runs_w):
         taps = (tap_d, run_h[0], run_w[0])
         yield {

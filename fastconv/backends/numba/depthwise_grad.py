@@ -66,7 +66,9 @@ def emit_mask(builder: Any, kind: Any, masks: Any, n: int) -> Any:
     return builder.bitcast(bits, ir.VectorType(ir.IntType(1), kind.lanes))
 
 
-def emit_line(builder: Any, kind: Any, columns: int, stride: int, at: Any, x_column: Any, masks: list) -> list:
+def emit_line(
+    builder: Any, kind: Any, columns: int, stride: int, at: Any, x_column: Any, masks: list
+) -> list:
     """Load a line of the image, from as many columns of the kernel. With a stride of 2, two columns share two loads."""
     found = []
     for j in range(0, columns, stride):
@@ -74,11 +76,12 @@ def emit_line(builder: Any, kind: Any, columns: int, stride: int, at: Any, x_col
             place = emit_at(builder, at, builder.mul(x_column, WORD(j)))
             found.append(emit_masked_load(builder, kind, place, masks[j]))
             continue
-        pair = [
-            emit_masked_load(builder, kind, emit_at(builder, at, j + n * kind.lanes), masks[j + n]) for n in (0, 1)
-        ]
+        a, b = (
+            emit_masked_load(builder, kind, emit_at(builder, at, j + n * kind.lanes), masks[j + n])
+            for n in (0, 1)
+        )
         for odd in range(min(columns - j, 2)):
-            found.append(emit_shuffle(builder, *pair, list(range(odd, 2 * kind.lanes, 2))))
+            found.append(emit_shuffle(builder, a, b, list(range(odd, 2 * kind.lanes, 2))))
     return found
 
 
@@ -87,7 +90,9 @@ def emit_plane_part(kind: Any, rows: int, columns: int, stride: int) -> Callable
     loads = columns if stride == 1 else 2 * ((columns + 1) // 2)
     width = 1 + loads
 
-    def emit(builder, begin, end, n_h, v, vectors, x, x_row, x_column, gy, gy_row, table, tap_row, tap_column, sums):
+    def emit(
+        builder, begin, end, n_h, v, vectors, x, x_row, x_column, gy, gy_row, table, tap_row, tap_column, sums
+    ):
         def least(a, b):
             return builder.select(builder.icmp_signed("<", a, b), a, b)
 
@@ -111,11 +116,15 @@ def emit_plane_part(kind: Any, rows: int, columns: int, stride: int) -> Callable
 
             def border_line(i, sums):
                 inside = builder.icmp_signed("<", i, head)
-                line = builder.select(
-                    inside, builder.add(begin, i), builder.add(tail, builder.sub(i, head))
-                )
+                line = builder.select(inside, builder.add(begin, i), builder.add(tail, builder.sub(i, head)))
                 values = emit_line(
-                    builder, kind, columns, stride, emit_at(builder, x_v, builder.mul(line, x_row)), x_column, masks
+                    builder,
+                    kind,
+                    columns,
+                    stride,
+                    emit_at(builder, x_v, builder.mul(line, x_row)),
+                    x_column,
+                    masks,
                 )
                 updated = []
                 for k in range(rows):
@@ -133,10 +142,18 @@ def emit_plane_part(kind: Any, rows: int, columns: int, stride: int) -> Callable
             def line(i, carried):
                 at = builder.add(first, i)
                 gradients, sums = carried[: rows - 1], carried[rows - 1 :]
-                newest = emit_masked_load(builder, kind, emit_at(builder, gy_v, builder.mul(at, gy_row)), mask)
+                newest = emit_masked_load(
+                    builder, kind, emit_at(builder, gy_v, builder.mul(at, gy_row)), mask
+                )
                 gradients = [newest, *gradients]
                 values = emit_line(
-                    builder, kind, columns, stride, emit_at(builder, x_v, builder.mul(at, x_row)), x_column, masks
+                    builder,
+                    kind,
+                    columns,
+                    stride,
+                    emit_at(builder, x_v, builder.mul(at, x_row)),
+                    x_column,
+                    masks,
                 )
                 updated = [
                     emit_fma(builder, gradients[k], value, sums[k * columns + j])
@@ -149,7 +166,10 @@ def emit_plane_part(kind: Any, rows: int, columns: int, stride: int) -> Callable
             before = builder.select(some, mask, none)
             kept = [
                 emit_masked_load(
-                    builder, kind, emit_at(builder, gy_v, builder.mul(builder.sub(first, WORD(k)), gy_row)), before
+                    builder,
+                    kind,
+                    emit_at(builder, gy_v, builder.mul(builder.sub(first, WORD(k)), gy_row)),
+                    before,
                 )
                 for k in range(1, rows)
             ]
@@ -161,7 +181,9 @@ def emit_plane_part(kind: Any, rows: int, columns: int, stride: int) -> Callable
     return emit
 
 
-def emit_add(builder: Any, kind: Any, totals: list, columns: int, tap_row: Any, tap_column: Any, sums: Any) -> None:
+def emit_add(
+    builder: Any, kind: Any, totals: list, columns: int, tap_row: Any, tap_column: Any, sums: Any
+) -> None:
     """Add the totals of a tile to the sums of their taps."""
     for n, total in enumerate(totals):
         k, j = divmod(n, columns)
@@ -261,7 +283,22 @@ def pixel_parts(like):
 
 @verb
 def plane_part(
-    tiles, number, begin, end, n_h, v, vectors, x, x_row, x_column, gy, gy_row, masks, tap_row, tap_column, sums
+    tiles,
+    number,
+    begin,
+    end,
+    n_h,
+    v,
+    vectors,
+    x,
+    x_row,
+    x_column,
+    gy,
+    gy_row,
+    masks,
+    tap_row,
+    tap_column,
+    sums,
 ):
     """Add what lines begin..end of some vectors of a plane sum to."""
 
