@@ -31,7 +31,7 @@ SIZE = 16  # pixels of a side of the images the networks see
 TRAINING_IMAGES, VALIDATION_IMAGES = 997, 200  # of 1797; the other 600 are for the test
 VIEWS = 4  # of each image that is not for training
 BATCH = 32
-RATES = (0.003, 0.006, 0.012)  # to choose from
+RATES = (0.003, 0.006, 0.012, 0.024)  # to choose from
 
 
 class TorchvisionPack(fastconv.torch.DeformConv2dPack):

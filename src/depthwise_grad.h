@@ -16,6 +16,7 @@
 #endif
 #define GRAD_COLUMNS 3
 #define LEAST_LINES 8
+#define SQUARE 16
 
 /* A mask of lanes, and the elements there; what is not in the mask is zero and not touched. */
 #if ISA_LEVEL == 2 && IS_FLOAT
@@ -314,19 +315,22 @@ static const FN(pixel_part_fn) FN(pixel_parts)[GRAD_ROWS][GRAD_COLUMNS] = {
 #undef PIXEL_PARTS
 #undef PIXEL_ROW
 
-/* One part of an image for some vectors of channels, in pieces whose sums from zero have at most so many terms. The last
- * vector of all overlaps the one before. */
+/* One part of an image for some vectors of channels, in squares of outputs for all tiles of taps in turn: what they read
+ * stays in L1, though pixels lie apart as far as there are channels, and sums from zero have few terms. The last vector of
+ * all overlaps the one before. */
 static void FN(sum_pixel_part)(const depthwise_grad_words *a, const pixel_part_words *p, const real *x, const real *gy, int64_t first,
                                int64_t vectors, real *sums)
 {
-    FN(pixel_part_fn) tile = FN(pixel_parts)[p->rows - 1][p->columns - 1];
-    int64_t width = p->n_w < MAX_K_BLOCK ? p->n_w : MAX_K_BLOCK, height = MAX_K_BLOCK / width;
+    int64_t width = p->n_w < SQUARE ? p->n_w : SQUARE, height = MAX_K_BLOCK / width;
     for (int64_t h = 0; h < p->n_h; h += height)
         for (int64_t w = 0; w < p->n_w; w += width)
             for (int64_t v = 0; v < vectors; v++) {
                 int64_t channel = (first + v) * LANES < a->channels - LANES ? (first + v) * LANES : a->channels - LANES;
-                tile(p, x + h * p->x_h + w * p->x_w + channel, gy + h * p->gy_h + w * p->gy_w + channel,
-                     p->n_h - h < height ? p->n_h - h : height, p->n_w - w < width ? p->n_w - w : width, sums + v * a->kernel_taps * LANES);
+                int64_t n_h = p->n_h - h < height ? p->n_h - h : height, n_w = p->n_w - w < width ? p->n_w - w : width;
+                const real *gradient = gy + h * p->gy_h + w * p->gy_w + channel;
+                for (const pixel_part_words *q = p; q < p + p->together; q++)
+                    FN(pixel_parts)[q->rows - 1][q->columns - 1](q, x + q->x + h * q->x_h + w * q->x_w + channel, gradient, n_h, n_w,
+                                                                 sums + v * a->kernel_taps * LANES);
             }
 }
 
@@ -340,9 +344,9 @@ static void FN(depthwise_pixel_grad)(const int64_t *words, int64_t begin, int64_
         for (int64_t image = 0; image < a->images; image++) {
             const real *x = (const real *)a->x + image * a->x_image, *gy = (const real *)a->gy + image * a->gy_image;
             const pixel_part_words *p = (const pixel_part_words *)a->parts;
-            for (const pixel_part_words *past = p + a->part_count; p < past; p++)
+            for (const pixel_part_words *past = p + a->part_count; p < past; p += p->together)
                 for (int64_t d = 0; d < p->n_d; d++)
-                    FN(sum_pixel_part)(a, p, x + p->x + d * p->x_d, gy + p->gy + d * p->gy_d, first, vectors, sums);
+                    FN(sum_pixel_part)(a, p, x + d * p->x_d, gy + p->gy + d * p->gy_d, first, vectors, sums);
         }
         if (a->first_image + a->images < a->batch)
             continue;
@@ -356,3 +360,4 @@ static void FN(depthwise_pixel_grad)(const int64_t *words, int64_t begin, int64_
 #undef GRAD_ROWS
 #undef GRAD_COLUMNS
 #undef LEAST_LINES
+#undef SQUARE

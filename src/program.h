@@ -267,12 +267,12 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(begin) W(end)            /* lines that the image has */                                                          \
     W(vectors) W(masks)        /* of a row, and for each: lanes that the gradient has, and those of each load of x */
 
-/* Kernel rows x columns that all meet the image, wherever one of these outputs lies. */
+/* Kernel rows x columns that all meet the image, wherever one of these outputs lies. Parts of the same outputs lie together. */
 #define PIXEL_PART_WORDS(W)                                                                                             \
     W(rows) W(columns) W(tap) W(tap_row) W(tap_column)                                                                 \
     W(x) W(x_d) W(x_h) W(x_w) W(x_row) W(x_column)                                                                     \
     W(gy) W(gy_d) W(gy_h) W(gy_w)                                                                                      \
-    W(n_d) W(n_h) W(n_w)
+    W(n_d) W(n_h) W(n_w) W(together)
 
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "

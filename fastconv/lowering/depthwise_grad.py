@@ -342,6 +342,7 @@ def _pixel_parts(
             "x_row": (run_h[1].shift - run_h[0].shift) * h.stride if len(run_h) > 1 else 0,
             "x_column": (run_w[1].shift - run_w[0].shift) * w.stride if len(run_w) > 1 else 0,
             "gy": sum(first * stride for first, stride in zip(firsts, gy_strides, strict=True)),
+            "together": len(runs_h) * len(runs_w),
         } | {
             f"{name}_{axis}": value
             for axis, reach, stride, count in zip("dhw", reaches, gy_strides, counts, strict=True)

@@ -88,7 +88,9 @@ _DEPTHWISE_GRAD = (
     "outputs kernel_taps parts part_count"
 )
 _PLANE_PART = "rows columns stride tap tap_row tap_column x x_d x_row x_column gy gy_d gy_row n_d n_h begin end vectors masks"
-_PIXEL_PART = "rows columns tap tap_row tap_column x x_d x_h x_w x_row x_column gy gy_d gy_h gy_w n_d n_h n_w"
+_PIXEL_PART = (
+    "rows columns tap tap_row tap_column x x_d x_h x_w x_row x_column gy gy_d gy_h gy_w n_d n_h n_w together"
+)
 _DEFORM_GRAD = (
     "geometry x gy w offset mask gx goffset gw gmask progress kept work work_stride images first_image batch "
     "x_image gy_image gy_row mask_image gx_image gx_channel gx_d gx_h gx_w w_row channels blocks block_count "

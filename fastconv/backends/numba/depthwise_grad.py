@@ -52,6 +52,7 @@ from .tile import MAX_K_BLOCK
 MANY_ROWS, FEW_ROWS, STRIDED_ROWS = 7, 3, 3
 TILE_COLUMNS = 3
 LEAST_LINES = 8
+SQUARE = 16
 MAX_LANES = 16
 # Tiles are numbered (rows + STRIDED * (stride - 1)) * ROW_OF_TABLE + columns.
 ROW_OF_TABLE, STRIDED = 4, 8
@@ -80,8 +81,10 @@ def emit_line(
             emit_masked_load(builder, kind, emit_at(builder, at, j + n * kind.lanes), masks[j + n])
             for n in (0, 1)
         )
-        for odd in range(min(columns - j, 2)):
-            found.append(emit_shuffle(builder, a, b, list(range(odd, 2 * kind.lanes, 2))))
+        found += [
+            emit_shuffle(builder, a, b, list(range(odd, 2 * kind.lanes, 2)))
+            for odd in range(min(columns - j, 2))
+        ]
     return found
 
 
@@ -339,20 +342,27 @@ def sum_plane_part(a, p, tiles, x, gy, sums):
 
 @helper
 def sum_pixel_part(a, p, tiles, x, gy, first, vectors, sums):
-    """One part of an image for some vectors of channels. The last vector of all overlaps the one before."""
-    width = min(p.n_w, MAX_K_BLOCK)
+    """One part of an image for some vectors of channels, in squares of outputs for all tiles of taps in turn.
+
+    What they read stays in L1, though pixels lie apart as far as there are channels, and sums from zero have few
+    terms. The last vector of all overlaps the one before.
+    """
+    width = min(p.n_w, SQUARE)
     height = MAX_K_BLOCK // width
-    number = p.rows * ROW_OF_TABLE + p.columns
     for h in range(0, p.n_h, height):
         for w in range(0, p.n_w, width):
             for v in range(vectors):
                 channel = min((first + v) * lanes(a), a.channels - lanes(a))
-                pixel_part(
-                    tiles, number, min(height, p.n_h - h), min(width, p.n_w - w),
-                    x + (h * p.x_h + w * p.x_w + channel), p.x_h, p.x_w, p.x_row, p.x_column,
-                    gy + (h * p.gy_h + w * p.gy_w + channel), p.gy_h, p.gy_w,
-                    p.tap_row, p.tap_column, sums + (v * a.kernel_taps + p.tap) * lanes(a),
-                )  # fmt: skip
+                n_h, n_w = min(height, p.n_h - h), min(width, p.n_w - w)
+                gradient = gy + (h * p.gy_h + w * p.gy_w + channel)
+                for n in range(p.together):
+                    q = p[n]
+                    number = q.rows * ROW_OF_TABLE + q.columns
+                    x_q = x + (q.x + h * q.x_h + w * q.x_w + channel)
+                    pixel_part(
+                        tiles, number, n_h, n_w, x_q, q.x_h, q.x_w, q.x_row, q.x_column, gradient, q.gy_h, q.gy_w,
+                        q.tap_row, q.tap_column, sums + (v * a.kernel_taps + q.tap) * lanes(a),
+                    )  # fmt: skip
 
 
 @helper
@@ -410,12 +420,13 @@ def depthwise_pixel_grad(a, begin, end, thread):
         for image in range(a.images):
             x = reals(a, a.x) + image * a.x_image
             gy = reals(a, a.gy) + image * a.gy_image
-            for n in range(a.part_count):
+            n = 0
+            while n < a.part_count:
                 p = records(a, a.parts, "pixel_part")[n]
                 for d in range(p.n_d):
-                    sum_pixel_part(
-                        a, p, tiles, x + (p.x + d * p.x_d), gy + (p.gy + d * p.gy_d), first, vectors, sums
-                    )
+                    gy_d = gy + (p.gy + d * p.gy_d)
+                    sum_pixel_part(a, p, tiles, x + d * p.x_d, gy_d, first, vectors, sums)
+                n += p.together
         if a.first_image + a.images < a.batch:
             continue
         for v in range(vectors):
