@@ -132,8 +132,9 @@ def _both_grads(
     """Return what the two operators return, in less time: arrays are made and kernels are looked up once."""
     last = channels_last(grad_output)
     gy, x, w = as_array(grad_output, last), as_array(input, last), as_array(weight, False)
-    found, gy_dtype = _gradients(("input", "weight"), gy, x, w, options, last), grad_output.dtype
-    return as_tensor(found.input, last, gy_dtype), as_tensor(found.weight, False, gy_dtype)
+    found = _gradients(("input", "weight"), gy, x, w, options, last)
+    dtype = grad_output.dtype
+    return as_tensor(found.input, last, dtype), as_tensor(found.weight, False, dtype)
 
 
 def _input_grad(
