@@ -61,6 +61,7 @@ FLOPS = 100e9
 DEPTHWISE_FLOPS = 45e9
 SAMPLE_BYTES = 20e9
 MEMORY_BYTES = 10e9
+GATHERING = 2.0
 OVERHEAD = 2e-6
 
 # The same for dense and Winograd kernels, fitted to what each of them took on 80 layers, called and planned, in both
@@ -268,16 +269,26 @@ def cost_deform_grad(problem: Problem) -> float:
 
 
 def cost_weight_grad(problem: Problem) -> float:
-    """A tile is slow where output channels do not fill its vectors, or input channels its rows."""
+    """A tile is slow where output channels do not fill its vectors, or input channels its rows.
+
+    Few channels of a group also leave it with too few sums to hide how long a product takes.
+    """
     o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     idle = 0.6 * 16 * -(-o // 16) / o * max(1, 5 / (c * problem.taps))
+    if c > 1:
+        idle *= max(1, 8 / c)
     return cost_flops(problem, FLOPS / idle)
 
 
 def cost_plane_grad(problem: Problem) -> float:
-    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes."""
+    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes.
+
+    Channels last, pixels are gathered one by one.
+    """
     o, vectors = problem.out_channels // problem.groups, problem.output_size[-1] / LANES
-    idle = 0.7 * (math.ceil(vectors) + 0.6) / vectors * (1 + 1 / o)
+    idle = 0.62 * (math.ceil(vectors) + 0.6) / vectors * (1 + 1 / o)
+    if problem.layout == "NHWC":
+        idle *= GATHERING
     return cost_flops(problem, FLOPS / idle)
 
 
