@@ -61,6 +61,8 @@ def test_kernels_equal_the_oracle_on_transposed_shapes(op, backend):
         expected = np.empty(problem.weight_shape, problem.dtype)
         oracle.build(problem)(expected, x, gy, None, None, None, 1)
         for kernel in fastconv.kernels(problem.op, backend=backend):
+            if kernel.refuse(problem):
+                continue
             actual = np.full_like(expected, np.nan)
             kernel.build(problem)(actual, x, gy, None, None, None, 2)
             testing.assert_exact(actual, expected, f"{kernel.name} {problem}")
