@@ -4,8 +4,10 @@
     python examples/deformable_digits.py --op torchvision   # the same on torch's and torchvision's operators
     python examples/deformable_digits.py --quick            # one seed and few steps
 
-Both networks have equally many parameters: the plain one is wider instead. The digits, handwritten and 8 x 8 pixels
-small, come with scikit-learn. It needs pip install 'fastconv[examples]', and torchvision only for its operator.
+Both networks have equally many parameters: the plain one is wider instead. The rate at which each of them learns is
+chosen on validation images, from a seed that is not reported; the test images are looked at once, when a network is
+done. The digits, handwritten and 8 x 8 pixels small, come with scikit-learn. It needs pip install 'fastconv[examples]',
+and torchvision only for its operator.
 """
 
 import argparse
@@ -26,10 +28,10 @@ STEPS = 1000
 POINTS = 8  # of the curve
 WIDTH = 8  # channels of the first layers of the deformable network
 SIZE = 16  # pixels of a side of the images the networks see
-TRAINING_IMAGES = 1197  # of 1797
-TEST_VIEWS = 4  # of each test image
+TRAINING_IMAGES, VALIDATION_IMAGES = 997, 200  # of 1797; the other 600 are for the test
+VIEWS = 4  # of each image that is not for training
 BATCH = 32
-RATE = 0.006
+RATES = (0.003, 0.006, 0.012, 0.024)  # to choose from
 
 
 class TorchvisionPack(fastconv.torch.DeformConv2dPack):
@@ -93,20 +95,30 @@ def views(images, generator):
 
 
 def digits():
-    """Return training images and their labels, and those of the test; zero is the paper."""
+    """Return the images and labels for training, validation and test; zero is the paper."""
     data = load_digits()
     images, labels = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8, torch.tensor(data.target)
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = shuffled[:TRAINING_IMAGES], shuffled[TRAINING_IMAGES:]
-    return images[train], labels[train], images[test], labels[test]
+    rest = len(images) - TRAINING_IMAGES - VALIDATION_IMAGES
+    parts = shuffled.split([TRAINING_IMAGES, VALIDATION_IMAGES, rest])
+    return {
+        name: (images[part], labels[part])
+        for name, part in zip(("training", "validation", "test"), parts, strict=True)
+    }
 
 
-def train(model, data, steps, seed):
-    """Return [(step, share of test images named right), ...] and the median seconds of a step."""
-    images, labels, test_images, test_labels = data
-    test = views(test_images.repeat(TEST_VIEWS, 1, 1, 1), torch.Generator().manual_seed(1))
+def seen_once(data):
+    """Return views of images that are not trained on, the same at each call, with their labels."""
+    images, labels = data
+    return views(images.repeat(VIEWS, 1, 1, 1), torch.Generator().manual_seed(1)), labels.repeat(VIEWS)
+
+
+def train(model, data, steps, seed, rate):
+    """Return [(step, share of validation images named right), ...] and the median seconds of a step."""
+    images, labels = data["training"]
+    validation = seen_once(data["validation"])
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     curve, seconds = [], []
     for step in range(1, steps + 1):
@@ -120,7 +132,7 @@ def train(model, data, steps, seed):
         seconds.append(time.perf_counter() - start)
         schedule.step()
         if step % max(steps // POINTS, 1) == 0 or step == steps:
-            curve.append((step, accuracy(model, test, test_labels.repeat(TEST_VIEWS))))
+            curve.append((step, accuracy(model, *validation)))
     return curve, statistics.median(seconds)
 
 
@@ -134,24 +146,39 @@ def accuracy(model, images, labels):
 
 
 def compare(op, seeds, steps):
-    """Train both networks from each seed; return the curves of each, a deformable one, and the seconds of a step."""
+    """Train both networks from each seed.
+
+    Returns their curves, the shares of test images named right at the end, a deformable network, and the seconds of
+    a step.
+    """
     data = digits()
+    test = seen_once(data["test"])
     pack = {"fastconv": fastconv.torch.DeformConv2dPack, "torchvision": TorchvisionPack}[op]
     width = plain_width(parameters(network(WIDTH, pack)))
     kinds = {"plain": (width, nn.Conv2d), "deformable": (WIDTH, pack)}
-    for name, made in kinds.items():
-        print(f"{name}: width {made[0]}, {parameters(network(*made))} parameters")
-    curves, times = {name: [] for name in kinds}, {name: [] for name in kinds}
-    for seed, (name, made) in itertools.product(range(seeds), kinds.items()):
+    curves, shares, times = ({name: [] for name in kinds} for _ in range(3))
+
+    def trained(name, seed, rate):
         torch.manual_seed(seed)
-        model = network(*made)
+        model = network(*kinds[name])
         if op == "fastconv":
             fastconv.torch.replace(model)
-        curve, seconds = train(model, data, steps, seed)
+        return model, *train(model, data, steps, seed, rate)
+
+    rates = {}
+    for name, made in kinds.items():
+        found = {rate: trained(name, seeds, rate)[1][-1][1] for rate in RATES}
+        rates[name] = max(found, key=found.get)
+        tried = ", ".join(f"{rate}: {share:.4f}" for rate, share in found.items())
+        count = parameters(network(*made))
+        print(f"{name}: width {made[0]}, {count} parameters; validation by rate {tried}", flush=True)
+    for seed, name in itertools.product(range(seeds), kinds):
+        model, curve, seconds = trained(name, seed, rates[name])
         curves[name].append(curve)
+        shares[name].append(accuracy(model, *test))
         times[name].append(seconds)
-        print(f"seed {seed}, {name}: {curve[-1][1]:.4f} of the test images right", flush=True)
-    return curves, model, {name: statistics.median(seconds) for name, seconds in times.items()}
+        print(f"seed {seed}, {name}: {shares[name][-1]:.4f} of the test images right", flush=True)
+    return curves, shares, model, {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def spread(curves):
@@ -160,16 +187,18 @@ def spread(curves):
     return [step for step, _ in curves[0]], shares.mean(0).numpy(), shares.std(0, correction=0).numpy()
 
 
-def report(curves, times):
-    """Print the curves, which network is ahead at their end, and the times."""
-    print("\n  step" + "".join(f"{name:>18}" for name in curves))
+def report(curves, shares, times):
+    """Print the curves, how the networks do in the test, which is ahead there, and the times."""
+    print("\nshare of validation images named right\n  step" + "".join(f"{name:>18}" for name in curves))
     tables = {name: spread(runs) for name, runs in curves.items()}
     for i, step in enumerate(tables["plain"][0]):
         cells = (f"{mean[i]:.4f} ± {deviation[i]:.4f}" for _, mean, deviation in tables.values())
         print(f"{step:6}" + "".join(f"{cell:>18}" for cell in cells))
-    pairs = zip(curves["plain"], curves["deformable"], strict=True)
-    ahead = sum(deformable[-1][1] > plain[-1][1] for plain, deformable in pairs)
-    print(f"\ndeformable convolutions are ahead from {ahead} of {len(curves['plain'])} seeds")
+    cells = (f"{statistics.mean(found):.4f} ± {statistics.pstdev(found):.4f}" for found in shares.values())
+    print("  test" + "".join(f"{cell:>18}" for cell in cells))
+    pairs = list(zip(shares["plain"], shares["deformable"], strict=True))
+    ahead = sum(deformable > plain for plain, deformable in pairs)
+    print(f"\nin the test, deformable convolutions are ahead from {ahead} of {len(pairs)} seeds")
     for name, seconds in times.items():
         print(f"{name}: {1000 * seconds:.2f} ms a step")
 
@@ -218,10 +247,12 @@ def draw(curves, model, path):
         axes[0].plot(steps, mean, label=name)
         axes[0].fill_between(steps, mean - deviation, mean + deviation, alpha=0.2)
     axes[0].set(
-        xlabel="step", ylabel="share of test images right", title=f"{len(runs)} seeds, mean and deviation"
+        xlabel="step",
+        ylabel="share of validation images right",
+        title=f"{len(runs)} seeds, mean and deviation",
     )
     axes[0].legend()
-    _, _, images, labels = digits()
+    images, labels = digits()["test"]
     chosen = [int((labels == digit).nonzero()[0]) for digit in (0, 3, 4, 7)]
     shown = views(images[chosen], torch.Generator().manual_seed(3))
     layers = model.eval()[:-3]
@@ -255,8 +286,8 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     seeds = given.seeds or (1 if given.quick else SEEDS)
     steps = given.steps or (8 if given.quick else STEPS)
-    curves, model, times = compare(given.op, seeds, steps)
-    report(curves, times)
+    curves, shares, model, times = compare(given.op, seeds, steps)
+    report(curves, shares, times)
     draw(curves, model, given.figure)
 
 

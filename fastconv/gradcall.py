@@ -91,6 +91,10 @@ def fields_of(op: str) -> tuple[str, ...]:
     return (DeformGrads if op in DEFORM_CONV + DEFORM_TRANSPOSE else ConvGrads)._fields
 
 
+NOWHERE = ConvGrads(None, None, None)
+# Options that are keys themselves; that of others is their text, which takes longer to make.
+PLAIN = {int, str, type(None)}
+
 _calls: dict[Hashable, "GradCall"] = {}
 
 
@@ -103,11 +107,11 @@ def find_grad_call(
     else:
         request, source = config.as_request(backend), "backend="
     forms = tuple((name, array.shape, array.dtype) for name, array in operands.items() if array is not None)
-    # Their text, because 1.0 and 1 are equal keys, but only one of them is a stride.
+    kinds = tuple(map(type, options))  # 1.0 and 1 are equal keys, but only one of them is a stride
     key = (
         op,
         forms,
-        repr(options),
+        (options, kinds) if PLAIN.issuperset(kinds) else repr(options),
         wrt,
         request,
         config.max_isa(),
@@ -265,11 +269,13 @@ class ConvGradCall(GradCall):
         out: ConvGrads | None = None,
         num_threads: int | None = None,
     ) -> ConvGrads:
-        out = out or ConvGrads(None, None, None)
-        shapes = (self.problem.input_shape, self.problem.weight_shape, (self.problem.out_channels,))
-        for name, array, shape in zip(out._fields, out, shapes, strict=True):
-            if array is not None:
-                self.check_out(name, array, shape, (grad_output, input, weight))
+        if out is None:
+            out = NOWHERE
+        else:
+            shapes = (self.problem.input_shape, self.problem.weight_shape, (self.problem.out_channels,))
+            for name, array, shape in zip(out._fields, out, shapes, strict=True):
+                if array is not None:
+                    self.check_out(name, array, shape, (grad_output, input, weight))
         whole = self.image(grad_output)
         found: dict[str, np.ndarray | None] = dict.fromkeys(ConvGrads._fields)
         if self.adjoint is None:

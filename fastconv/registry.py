@@ -44,6 +44,7 @@ class Refusal:
     NOT_NHWC = "the layout is not NHWC"
     NOT_DEPTHWISE = "there is more than one input channel per group"
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
+    FEW_CHANNELS = "the channels fill no vector"
     STRIDED = "the stride is not 1"
     NOT_ZEROS = "the padding is not zeros"
     FEW_TAPS = "a row of the kernel has few taps"

@@ -1,279 +1,363 @@
-/* The weight gradient as dot products of rows: see PLANE_GRAD_WORDS. For groups of so few channels that no tile of them
- * fills a vector: pixels lie in the vectors, and sums stay vectors until the very end.
+/* Weight gradients of one input channel a group: see DEPTHWISE_GRAD_WORDS. Each product of a pixel and a gradient goes to a
+ * sum of its own, so what counts is how often a value is loaded. Sums stay in registers, and vectors until the very end.
  *
- * A task is a group over all images. Its input is made a haloed band in line space, its output gradient rows of whole
- * vectors with zeros behind, both in the thread's scratch. With one input channel, a row of the image is read once for up
- * to eight kernel rows, each of which meets it from another row of the gradient. With more, a tile of output channels
- * and (channel, tap) pairs shares what is loaded.
+ * Channels first, pixels lie in the vectors. A line of the image meets one row of the gradient for each kernel row; these
+ * rows are kept in registers and move on by one with each line: for 3x3, nine products take three loads of the image,
+ * hardly ever aligned, and one of the gradient. Arrays are read in place: lanes beyond a row's end, and in the padding, are
+ * masked in both, so that nothing there meets a number that is not finite.
+ *
+ * Channels last, they lie in the vectors. The gradient is cut into parts that the same taps reach: nothing is padded.
  */
 
 #if MANY_REGISTERS
-#define DOT_ROWS 8
+#define GRAD_ROWS 7
 #else
-#define DOT_ROWS 4
+#define GRAD_ROWS 3
 #endif
-#define DOT_COLUMNS 3
+#define GRAD_COLUMNS 3
+#define LEAST_LINES 8
+#define SQUARE 16
 
-/* Left alone, GCC loads a value again for each multiply-add that takes it, and loads are what there are too many of. */
-#if defined(__x86_64__)
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#elif defined(__aarch64__)
-#define IN_REGISTER(v) __asm__("" : "+w"(v))
+/* A mask of lanes, and the elements there; what is not in the mask is zero and not touched. */
+#if ISA_LEVEL == 2 && IS_FLOAT
+typedef __mmask16 FN(lane_mask);
+INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask16)bits; }
+INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_ps(mask, p); }
+#elif ISA_LEVEL == 2
+typedef __mmask8 FN(lane_mask);
+INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask8)bits; }
+INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_pd(mask, p); }
 #else
-#define IN_REGISTER(v) (void)(v)
-#endif
-
-/* c[i * c_i + c_j[j]] += sum over rows and elements of a[i * a_i] * b[j], vectors of them. a is zero behind a row's end, b may
- * hold anything there. */
-INLINE void FN(dots_body)(const int row_count, const int column_count, int64_t rows, int64_t count, const real *a, int64_t a_i,
-                          int64_t a_row, const real *const *b, int64_t b_row, real *c, int64_t c_i, const int64_t *c_j)
+typedef ivec FN(lane_mask);
+INLINE FN(lane_mask) FN(mask_of)(int64_t bits)
 {
-    vec sum[DOT_ROWS][DOT_COLUMNS];
-    UNROLL(8)
-    for (int i = 0; i < row_count; i++) {
-        UNROLL(3)
-        for (int j = 0; j < column_count; j++)
-            sum[i][j] = (vec){0};
-    }
-    /* One index for all rows and one for all columns: there are not registers for as many pointers that move. */
-    const real *row[DOT_ROWS], *column[DOT_COLUMNS];
-    UNROLL(8)
-    for (int i = 0; i < row_count; i++)
-        row[i] = a + i * a_i;
-    UNROLL(3)
-    for (int j = 0; j < column_count; j++)
-        column[j] = b[j];
-    int64_t whole = count / LANES * LANES;
     ivec lane;
-    UNROLL(16)
+    UNROLL(8)
     for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
-        lane[i] = i;
-    ivec inside = lane < (int_of_real)(count - whole);
-    for (int64_t h = 0; h < rows; h++) {
-        int64_t at = h * a_row, from = h * b_row, end = at + whole;
-        for (; at < end; at += LANES, from += LANES) {
-            vec x[DOT_COLUMNS];
-            UNROLL(3)
-            for (int j = 0; j < column_count; j++) {
-                x[j] = FN(load)(column[j] + from);
-                IN_REGISTER(x[j]);
-            }
-            UNROLL(8)
-            for (int i = 0; i < row_count; i++) {
-                vec y = FN(load)(row[i] + at);
-                IN_REGISTER(y);
-                UNROLL(3)
-                for (int j = 0; j < column_count; j++)
-                    sum[i][j] = FN(fma)(y, x[j], sum[i][j]);
-            }
+        lane[i] = (int_of_real)1 << i;
+    return (((int_of_real)bits - (ivec){0}) & lane) != 0;
+}
+INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask)
+{
+#if ISA_LEVEL == 1 && IS_FLOAT
+    return (vec)_mm256_maskload_ps(p, (__m256i)mask);
+#elif ISA_LEVEL == 1
+    return (vec)_mm256_maskload_pd(p, (__m256i)mask);
+#else
+    vec part = {0};
+    UNROLL(8)
+    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
+        if (mask[i])
+            part[i] = p[i];
+    return part;
+#endif
+}
+#endif
+
+/* One of the loads of a tile; whole: no lane is masked. */
+INLINE vec FN(load_lanes)(const int whole, const real *p, const FN(lane_mask) *mask)
+{
+    return whole ? FN(load)(p) : FN(load_masked)(p, *mask);
+}
+
+/* A line of the image, from as many columns of the kernel. With a stride of 2, two columns share two loads. */
+INLINE void FN(load_line)(const int columns, const int stride, const int whole, const real *at, int64_t x_column,
+                          const FN(lane_mask) *masks, vec *x)
+{
+    UNROLL(3)
+    for (int j = 0; j < columns; j += stride) {
+        if (stride == 1) {
+            x[j] = FN(held)(FN(load_lanes)(whole, at + j * x_column, masks + j));
+        } else {
+            vec a = FN(load_lanes)(whole, at + j, masks + j), b = FN(load_lanes)(whole, at + j + LANES, masks + j + 1);
+            x[j] = FN(evens)(a, b);
+            if (j + 1 < columns)
+                x[j + 1] = FN(odds)(a, b);
         }
-        if (whole < count) {
-            vec x[DOT_COLUMNS];
-            UNROLL(3)
-            for (int j = 0; j < column_count; j++)
-                x[j] = (vec)((ivec)FN(load)(column[j] + from) & inside);
+    }
+}
+
+/* Lines begin..end of one vector of outputs. */
+INLINE void FN(grad_lines)(const int rows, const int columns, const int stride, const int whole, const plane_part_words *p,
+                           const real *x, const real *gy, const FN(lane_mask) *masks, int64_t begin, int64_t end,
+                           vec sum[GRAD_ROWS][GRAD_COLUMNS])
+{
+    int64_t x_row = p->x_row, x_column = p->x_column, gy_row = p->gy_row, n_h = p->n_h, line = begin;
+    int64_t all = rows - 1 < begin ? begin : rows - 1, last = end < n_h ? end : n_h;
+    while (line < end) {
+        vec value[GRAD_COLUMNS + 1], gradient[GRAD_ROWS];
+        if (line >= all && line < last) {
             UNROLL(8)
-            for (int i = 0; i < row_count; i++) {
-                vec y = FN(load)(row[i] + at);
-                IN_REGISTER(y);
+            for (int k = 1; k < rows; k++)
+                gradient[k] = FN(load_lanes)(whole, gy + (line - k) * gy_row, masks);
+            const real *at = x + line * x_row, *row = gy + line * gy_row;
+            for (; line < last; line++, at += x_row, row += gy_row) {
+                gradient[0] = FN(held)(FN(load_lanes)(whole, row, masks));
+                FN(load_line)(columns, stride, whole, at, x_column, masks + 1, value);
                 UNROLL(3)
-                for (int j = 0; j < column_count; j++)
-                    sum[i][j] = FN(fma)(y, x[j], sum[i][j]);
+                for (int j = 0; j < columns; j++) {
+                    UNROLL(8)
+                    for (int k = 0; k < rows; k++)
+                        sum[k][j] = FN(fma)(gradient[k], value[j], sum[k][j]);
+                }
+                UNROLL(8)
+                for (int k = rows - 1; k > 0; k--)
+                    gradient[k] = gradient[k - 1];
             }
+            continue;
         }
+        FN(load_line)(columns, stride, whole, x + line * x_row, x_column, masks + 1, value);
+        UNROLL(8)
+        for (int k = 0; k < rows; k++)
+            if (line >= k && line - k < n_h) {
+                gradient[k] = FN(load_lanes)(whole, gy + (line - k) * gy_row, masks);
+                UNROLL(3)
+                for (int j = 0; j < columns; j++)
+                    sum[k][j] = FN(fma)(gradient[k], value[j], sum[k][j]);
+            }
+        line++;
+    }
+}
+
+/* Add what lines begin..end and vectors v..v_end of a plane sum to. */
+INLINE void FN(plane_part_body)(const int rows, const int columns, const int stride, const plane_part_words *p, const real *x,
+                                const real *gy, int64_t begin, int64_t end, int64_t v, int64_t v_end, real *sums)
+{
+    const int loads = stride == 1 ? columns : 2 * ((columns + 1) / 2);
+    const int64_t *bits = (const int64_t *)p->masks + v * (1 + loads);
+    vec sum[GRAD_ROWS][GRAD_COLUMNS];
+    UNROLL(8)
+    for (int k = 0; k < rows; k++) {
+        UNROLL(3)
+        for (int j = 0; j < columns; j++)
+            sum[k][j] = (vec){0};
+    }
+    for (; v < v_end; v++, bits += 1 + loads) {
+        const real *x_v = x + v * stride * LANES, *gy_v = gy + v * LANES;
+        FN(lane_mask) masks[GRAD_COLUMNS + 2];
+        int whole = 1;
+        UNROLL(5)
+        for (int i = 0; i < 1 + loads; i++) {
+            masks[i] = FN(mask_of)(bits[i]);
+            whole &= bits[i] == ((int64_t)1 << LANES) - 1;
+        }
+#if ISA_LEVEL == 2
+        whole = 0; /* masks cost nothing there */
+#endif
+        if (whole)
+            FN(grad_lines)(rows, columns, stride, 1, p, x_v, gy_v, masks, begin, end, sum);
+        else
+            FN(grad_lines)(rows, columns, stride, 0, p, x_v, gy_v, masks, begin, end, sum);
     }
     UNROLL(8)
-    for (int i = 0; i < row_count; i++) {
+    for (int k = 0; k < rows; k++) {
         UNROLL(3)
-        for (int j = 0; j < column_count; j++) {
-            real *to = c + i * c_i + c_j[j];
-            FN(store)(to, FN(load)(to) + sum[i][j]);
+        for (int j = 0; j < columns; j++) {
+            real *to = sums + (p->tap + k * p->tap_row + j * p->tap_column) * LANES;
+            FN(store)(to, FN(load)(to) + sum[k][j]);
         }
     }
 }
 
-#define DOTS(R, C)                                                                                                     \
-    static NOINLINE void FN(dots_##R##x##C)(int64_t rows, int64_t count, const real *a, int64_t a_i, int64_t a_row,    \
-                                            const real *const *b, int64_t b_row, real *c, int64_t c_i,                 \
-                                            const int64_t *c_j)                                                        \
+#define PLANE_PART(R, C, S)                                                                                            \
+    static NOINLINE void FN(plane_part_##R##x##C##_s##S)(const plane_part_words *p, const real *x, const real *gy,     \
+                                                         int64_t begin, int64_t end, int64_t v, int64_t v_end, real *sums) \
     {                                                                                                                  \
-        FN(dots_body)(R, C, rows, count, a, a_i, a_row, b, b_row, c, c_i, c_j);                                        \
+        FN(plane_part_body)(R, C, S, p, x, gy, begin, end, v, v_end, sums);                                            \
     }
-#define DOTS_OF(R) DOTS(R, 1) DOTS(R, 2) DOTS(R, 3)
-#define DOTS_ROW(R) {FN(dots_##R##x1), FN(dots_##R##x2), FN(dots_##R##x3)}
+#define PLANE_PARTS(R, S) PLANE_PART(R, 1, S) PLANE_PART(R, 2, S) PLANE_PART(R, 3, S)
+#define PLANE_ROW(R, S) {FN(plane_part_##R##x1_s##S), FN(plane_part_##R##x2_s##S), FN(plane_part_##R##x3_s##S)}
+typedef void (*FN(plane_part_fn))(const plane_part_words *, const real *, const real *, int64_t, int64_t, int64_t, int64_t, real *);
 
-typedef void (*FN(dots_fn))(int64_t, int64_t, const real *, int64_t, int64_t, const real *const *, int64_t, real *, int64_t,
-                            const int64_t *);
-
-DOTS_OF(1) DOTS_OF(2) DOTS_OF(3) DOTS_OF(4)
+PLANE_PARTS(1, 1) PLANE_PARTS(2, 1) PLANE_PARTS(3, 1) PLANE_PARTS(1, 2) PLANE_PARTS(2, 2) PLANE_PARTS(3, 2)
 #if MANY_REGISTERS
-DOTS_OF(5) DOTS_OF(6) DOTS_OF(7) DOTS_OF(8)
+PLANE_PARTS(4, 1) PLANE_PARTS(5, 1) PLANE_PARTS(6, 1) PLANE_PARTS(7, 1)
 #endif
 
-static const FN(dots_fn) FN(dot_tiles)[DOT_ROWS][DOT_COLUMNS] = {
-    DOTS_ROW(1), DOTS_ROW(2), DOTS_ROW(3), DOTS_ROW(4),
+/* By stride, rows, columns. */
+static const FN(plane_part_fn) FN(plane_parts)[2][GRAD_ROWS][GRAD_COLUMNS] = {
+    {
+        PLANE_ROW(1, 1), PLANE_ROW(2, 1), PLANE_ROW(3, 1),
 #if MANY_REGISTERS
-    DOTS_ROW(5), DOTS_ROW(6), DOTS_ROW(7), DOTS_ROW(8),
+        PLANE_ROW(4, 1), PLANE_ROW(5, 1), PLANE_ROW(6, 1), PLANE_ROW(7, 1),
 #endif
+    },
+    {PLANE_ROW(1, 2), PLANE_ROW(2, 2), PLANE_ROW(3, 2)},
 };
-#undef DOTS
-#undef DOTS_OF
-#undef DOTS_ROW
+#undef PLANE_PART
+#undef PLANE_PARTS
+#undef PLANE_ROW
 
-/* As dots_body, in pieces whose sums from zero have at most so many terms. */
-static void FN(dots)(int64_t row_count, int64_t column_count, int64_t rows, int64_t count, const real *a, int64_t a_i, int64_t a_row,
-                     const real *const *b, int64_t b_row, real *c, int64_t c_i, const int64_t *c_j)
+/* All of a plane for one part: bands of lines that stay in L1, in pieces whose sums from zero have at most so many terms. */
+static void FN(sum_plane_part)(const plane_part_words *p, const real *x, const real *gy, real *sums)
 {
-    int64_t width = MAX_K_BLOCK * LANES, vectors = (count + LANES - 1) / LANES;
-    int64_t height = vectors < MAX_K_BLOCK ? MAX_K_BLOCK / vectors : 1;
-    for (int64_t w = 0; w < count; w += width)
-        for (int64_t h = 0; h < rows; h += height) {
-            const real *at[DOT_COLUMNS];
-            for (int64_t j = 0; j < column_count; j++)
-                at[j] = b[j] + h * b_row + w;
-            FN(dot_tiles)[row_count - 1][column_count - 1](rows - h < height ? rows - h : height, count - w < width ? count - w : width,
-                                                           a + h * a_row + w, a_i, a_row, at, b_row, c, c_i, c_j);
-        }
-}
-
-/* A band of the output's gradient of one group, in rows of whole vectors: rows and planes lie h, d and o elements apart. */
-typedef struct {
-    const real *at;
-    int64_t h, d, o;
-} FN(gradient);
-
-INLINE FN(gradient) FN(gradient_rows)(const plane_grad_words *a, const real *gy, int64_t first_row, int64_t rows, real *to)
-{
-    if (a->gy_w == 1 && a->pitch == a->n_w)
-        return (FN(gradient)){gy + first_row * a->gy_h, a->gy_h, a->gy_d, a->gy_channel};
-    FN(gradient) copied = {to, a->pitch, rows * a->pitch, a->n_d * rows * a->pitch};
-    for (int64_t o = 0; o < a->outputs; o++)
-        for (int64_t d = 0; d < a->n_d; d++)
-            for (int64_t h = 0; h < rows; h++, to += a->pitch) {
-                const real *from = gy + o * a->gy_channel + d * a->gy_d + (first_row + h) * a->gy_h;
-                FN(clear)(to + a->pitch - LANES, LANES);
-                if (a->gy_w == 1)
-                    FN(copy)(to, from, a->n_w);
-                else
-                    for (int64_t w = 0; w < a->n_w; w++)
-                        to[w] = from[w * a->gy_w];
-            }
-    return copied;
-}
-
-/* One input channel: kernel rows of one phase that meet the same rows of the image. */
-static void FN(grad_of_rows)(const plane_grad_words *a, const grad_row_words *set, const real *lines, FN(gradient) gy, int64_t rows,
-                             real *sums)
-{
-    const int64_t *w_offsets = (const int64_t *)a->w_offsets, *w_taps = (const int64_t *)a->w_taps;
-    int64_t parts = (a->taps_w + DOT_COLUMNS - 1) / DOT_COLUMNS, end = set->offset + (set->count - 1) * set->step + rows;
-    for (int64_t d = 0; d < a->n_d; d++) {
-        const real *x = lines + set->x + d * a->line_d, *gy_d = gy.at + d * gy.d;
-        /* Kernel rows low..high meet rows at..next of the image inside the band. */
-        for (int64_t at = set->offset, next; at < end; at = next) {
-            int64_t low = 0, high = 0;
-            next = end;
-            for (int64_t i = 0; i < set->count; i++) {
-                int64_t first = set->offset + i * set->step;
-                if (first > at)
-                    next = first < next ? first : next;
-                else if (first + rows > at)
-                    next = first + rows < next ? first + rows : next;
-                low += first + rows <= at;
-                high += first <= at;
-            }
-            if (low == high)
-                continue;
-            for (int64_t p = 0; p < parts; p++) {
-                int64_t from = a->taps_w * p / parts, columns = a->taps_w * (p + 1) / parts - from, places[DOT_COLUMNS];
-                const real *column[DOT_COLUMNS];
-                for (int64_t j = 0; j < columns; j++) {
-                    column[j] = x + at * a->line_h + w_offsets[from + j];
-                    places[j] = w_taps[from + j] * LANES;
-                }
-                FN(dots)(high - low, columns, next - at, a->n_w, gy_d + (at - set->offset - low * set->step) * gy.h,
-                         -set->step * gy.h, gy.h, column, a->line_h, sums + (set->tap + low * set->tap_step) * LANES,
-                         set->tap_step * LANES, places);
-            }
-        }
-    }
-}
-
-/* Several input channels: every pair of an output channel and a (channel, tap). */
-static void FN(grad_of_pairs)(const plane_grad_words *a, const real *lines, FN(gradient) gy, int64_t rows, real *sums)
-{
-    const int64_t *x_offsets = (const int64_t *)a->x_offsets, *pair_places = (const int64_t *)a->places;
-    int64_t parts = (a->outputs + DOT_ROWS - 1) / DOT_ROWS;
-    int64_t weights = a->channels * a->kernel_taps;
-    for (int64_t d = 0; d < a->n_d; d++)
-        for (int64_t p = 0; p < parts; p++) {
-            int64_t o = a->outputs * p / parts, some = a->outputs * (p + 1) / parts - o;
-            for (int64_t k = 0; k < a->pairs; k += DOT_COLUMNS) {
-                int64_t columns = a->pairs - k < DOT_COLUMNS ? a->pairs - k : DOT_COLUMNS, places[DOT_COLUMNS];
-                const real *column[DOT_COLUMNS];
-                for (int64_t j = 0; j < columns; j++) {
-                    column[j] = lines + x_offsets[k + j] + d * a->line_d;
-                    places[j] = pair_places[k + j] * LANES;
-                }
-                FN(dots)(some, columns, rows, a->n_w, gy.at + o * gy.o + d * gy.d, gy.o, gy.h, column, a->line_h,
-                         sums + o * weights * LANES, weights * LANES, places);
-            }
-        }
+    FN(plane_part_fn) tile = FN(plane_parts)[p->stride - 1][p->rows - 1][p->columns - 1];
+    int64_t lines = p->end - p->begin, height = MAX_K_BLOCK / p->vectors;
+    if (height < LEAST_LINES)
+        height = lines < LEAST_LINES ? lines : LEAST_LINES;
+    int64_t width = MAX_K_BLOCK / height;
+    for (int64_t line = p->begin; line < p->end; line += height)
+        for (int64_t v = 0; v < p->vectors; v += width)
+            tile(p, x, gy, line, p->end - line < height ? p->end : line + height, v, p->vectors - v < width ? p->vectors : v + width, sums);
 }
 
 /* y[i] = the sum of the lanes of vector i, always in the same order. */
 static void FN(sum_lanes)(const real *sums, int64_t count, real *y)
 {
-    real columns[(VEC_BYTES / sizeof(real)) * (VEC_BYTES / sizeof(real))] = {0};
-    for (int64_t i = 0; i < count; i += LANES) {
-        int64_t some = count - i < LANES ? count - i : LANES;
-        FN(transpose)(columns, LANES, sums + i * LANES, LANES, some, LANES);
-        vec total = FN(load)(columns);
-        for (int64_t lane = 1; lane < LANES; lane++)
-            total += FN(load)(columns + lane * LANES);
-        FN(store_part)(y + i, total, some);
-    }
-}
-
-static void FN(plane_grad)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
-{
-    const plane_grad_words *a = (const plane_grad_words *)words;
-    const grad_row_words *sets = (const grad_row_words *)a->sets;
-    const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
-    int64_t weights = a->channels * a->kernel_taps;
-    real *sums = (real *)(a->work + thread * a->work_stride);
-    real *lines = sums + a->outputs * weights * LANES, *rows = lines + a->channels * a->line_channel + LANES;
-    for (int64_t group = begin; group < end; group++) {
-        FN(clear)(sums, a->outputs * weights * LANES);
-        for (int64_t image = 0; image < a->images; image++) {
-            const real *x = (const real *)a->x + image * a->x_image + group * a->channels * a->x_channel;
-            const real *gy = (const real *)a->gy + image * a->gy_image + group * a->outputs * a->gy_channel;
-            for (int64_t first = 0; first < a->n_h; first += a->band) {
-                int64_t band = a->n_h - first < a->band ? a->n_h - first : a->band;
-                int64_t heights = a->h_lines - first < a->band_lines ? a->h_lines - first : a->band_lines;
-                FN(gradient) gradient = FN(gradient_rows)(a, gy, first, band, rows);
-                for (int64_t c = 0; c < a->channels; c++)
-                    for (int64_t d = 0; d < a->lines_d; d++)
-                        for (int64_t p = 0; p < a->h_phases; p++)
-                            for (int64_t h = 0; h < heights; h++) {
-                                int64_t from_d = map_d[d], from_h = map_h[p * a->h_lines + first + h];
-                                FN(fill_row)(lines + c * a->line_channel + d * a->line_d + (p * a->band_lines + h) * a->line_h,
-                                             a->line_phase,
-                                             from_d < 0 || from_h < 0 ? 0 : x + c * a->x_channel + from_d * a->x_d + from_h * a->x_h,
-                                             a->x_w, a->w_phases, a->w_lines, (const int64_t *)a->map_w, (const int64_t *)a->runs);
-                            }
-                if (a->channels > 1)
-                    FN(grad_of_pairs)(a, lines, gradient, band, sums);
-                else
-                    for (int64_t o = 0; o < a->outputs; o++, gradient.at += gradient.o)
-                        for (int64_t s = 0; s < a->set_count; s++)
-                            FN(grad_of_rows)(a, sets + s, lines, gradient, band, sums + o * weights * LANES);
+    typedef FN(quad) quad;
+    for (; count > 0; count -= 4, sums += 4 * LANES, y += 4) {
+        int64_t some = count < 4 ? count : 4;
+        quad total[4] = {{0}};
+        for (int64_t i = 0; i < some; i++) {
+            if (LANES < 4) {
+                for (int64_t lane = 0; lane < LANES; lane++)
+                    total[i][lane] = sums[i * LANES + lane];
+            } else {
+                total[i] = *(const quad *)(sums + i * LANES);
+                for (int64_t lane = 4; lane < LANES; lane += 4)
+                    total[i] += *(const quad *)(sums + i * LANES + lane);
             }
         }
-        FN(sum_lanes)(sums, a->outputs * weights, (real *)a->gw + group * a->outputs * weights);
+        TRANSPOSE_QUADS(quad, total[0], total[1], total[2], total[3]);
+        quad found = (total[0] + total[1]) + (total[2] + total[3]);
+        for (int64_t i = 0; i < some; i++)
+            y[i] = found[i];
     }
 }
 
-#undef DOT_ROWS
-#undef DOT_COLUMNS
-#undef IN_REGISTER
+/* Where the sums of a task are kept; those of one chunk alone never leave the thread's scratch. */
+INLINE real *FN(kept_sums)(const depthwise_grad_words *a, int64_t task, int64_t size, int64_t thread)
+{
+    int alone = a->first_image == 0 && a->images == a->batch;
+    real *sums = alone ? (real *)(a->work + thread * a->work_stride) : (real *)a->sums + task * size;
+    if (a->first_image == 0)
+        FN(clear)(sums, size);
+    return sums;
+}
+
+static void FN(depthwise_plane_grad)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const depthwise_grad_words *a = (const depthwise_grad_words *)words;
+    int64_t weights = a->outputs * a->kernel_taps;
+    for (int64_t channel = begin; channel < end; channel++) {
+        real *sums = FN(kept_sums)(a, channel, weights * LANES, thread);
+        for (int64_t image = 0; image < a->images; image++)
+            for (int64_t o = 0; o < a->outputs; o++) {
+                const real *x = (const real *)a->x + image * a->x_image + channel * a->x_channel;
+                const real *gy = (const real *)a->gy + image * a->gy_image + (channel * a->outputs + o) * a->gy_channel;
+                const plane_part_words *p = (const plane_part_words *)a->parts;
+                for (const plane_part_words *past = p + a->part_count; p < past; p++)
+                    for (int64_t d = 0; d < p->n_d; d++)
+                        FN(sum_plane_part)(p, x + p->x + d * p->x_d, gy + p->gy + d * p->gy_d, sums + o * a->kernel_taps * LANES);
+            }
+        if (a->first_image + a->images == a->batch)
+            FN(sum_lanes)(sums, weights, (real *)a->gw + channel * weights);
+    }
+}
+
+/* Add what n_h x n_w outputs of one vector of channels sum to. */
+INLINE void FN(pixel_part_body)(const int rows, const int columns, const pixel_part_words *p, const real *x, const real *gy, int64_t n_h,
+                                int64_t n_w, real *sums)
+{
+    int64_t x_w = p->x_w, x_row = p->x_row, x_column = p->x_column, gy_w = p->gy_w;
+    vec sum[GRAD_ROWS][GRAD_COLUMNS];
+    UNROLL(8)
+    for (int k = 0; k < rows; k++) {
+        UNROLL(3)
+        for (int j = 0; j < columns; j++)
+            sum[k][j] = (vec){0};
+    }
+    for (int64_t h = 0; h < n_h; h++) {
+        const real *at = x + h * p->x_h, *from = gy + h * p->gy_h;
+        for (int64_t w = 0; w < n_w; w++, at += x_w, from += gy_w) {
+            vec gradient = FN(held)(FN(load)(from));
+            const real *row = at;
+            UNROLL(8)
+            for (int k = 0; k < rows; k++, row += x_row) {
+                UNROLL(3)
+                for (int j = 0; j < columns; j++)
+                    sum[k][j] = FN(fma)(gradient, FN(load)(row + j * x_column), sum[k][j]);
+            }
+        }
+    }
+    UNROLL(8)
+    for (int k = 0; k < rows; k++) {
+        UNROLL(3)
+        for (int j = 0; j < columns; j++) {
+            real *to = sums + (p->tap + k * p->tap_row + j * p->tap_column) * LANES;
+            FN(store)(to, FN(load)(to) + sum[k][j]);
+        }
+    }
+}
+
+#define PIXEL_PART(R, C)                                                                                               \
+    static NOINLINE void FN(pixel_part_##R##x##C)(const pixel_part_words *p, const real *x, const real *gy, int64_t n_h, \
+                                                  int64_t n_w, real *sums)                                             \
+    {                                                                                                                  \
+        FN(pixel_part_body)(R, C, p, x, gy, n_h, n_w, sums);                                                           \
+    }
+#define PIXEL_PARTS(R) PIXEL_PART(R, 1) PIXEL_PART(R, 2) PIXEL_PART(R, 3)
+#define PIXEL_ROW(R) {FN(pixel_part_##R##x1), FN(pixel_part_##R##x2), FN(pixel_part_##R##x3)}
+typedef void (*FN(pixel_part_fn))(const pixel_part_words *, const real *, const real *, int64_t, int64_t, real *);
+
+PIXEL_PARTS(1) PIXEL_PARTS(2) PIXEL_PARTS(3)
+#if MANY_REGISTERS
+PIXEL_PARTS(4) PIXEL_PARTS(5) PIXEL_PARTS(6) PIXEL_PARTS(7)
+#endif
+
+static const FN(pixel_part_fn) FN(pixel_parts)[GRAD_ROWS][GRAD_COLUMNS] = {
+    PIXEL_ROW(1), PIXEL_ROW(2), PIXEL_ROW(3),
+#if MANY_REGISTERS
+    PIXEL_ROW(4), PIXEL_ROW(5), PIXEL_ROW(6), PIXEL_ROW(7),
+#endif
+};
+#undef PIXEL_PART
+#undef PIXEL_PARTS
+#undef PIXEL_ROW
+
+/* One part of an image for some vectors of channels, in squares of outputs for all tiles of taps in turn: what they read
+ * stays in L1, though pixels lie apart as far as there are channels, and sums from zero have few terms. The last vector of
+ * all overlaps the one before. */
+static void FN(sum_pixel_part)(const depthwise_grad_words *a, const pixel_part_words *p, const real *x, const real *gy, int64_t first,
+                               int64_t vectors, real *sums)
+{
+    int64_t width = p->n_w < SQUARE ? p->n_w : SQUARE, height = MAX_K_BLOCK / width;
+    for (int64_t h = 0; h < p->n_h; h += height)
+        for (int64_t w = 0; w < p->n_w; w += width)
+            for (int64_t v = 0; v < vectors; v++) {
+                int64_t channel = (first + v) * LANES < a->channels - LANES ? (first + v) * LANES : a->channels - LANES;
+                int64_t n_h = p->n_h - h < height ? p->n_h - h : height, n_w = p->n_w - w < width ? p->n_w - w : width;
+                const real *gradient = gy + h * p->gy_h + w * p->gy_w + channel;
+                for (const pixel_part_words *q = p; q < p + p->together; q++)
+                    FN(pixel_parts)[q->rows - 1][q->columns - 1](q, x + q->x + h * q->x_h + w * q->x_w + channel, gradient, n_h, n_w,
+                                                                 sums + v * a->kernel_taps * LANES);
+            }
+}
+
+static void FN(depthwise_pixel_grad)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
+{
+    const depthwise_grad_words *a = (const depthwise_grad_words *)words;
+    int64_t taps = a->kernel_taps, all = (a->channels + LANES - 1) / LANES;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t first = task * a->outputs, vectors = all - first < a->outputs ? all - first : a->outputs;
+        real *sums = FN(kept_sums)(a, task, a->outputs * taps * LANES, thread);
+        for (int64_t image = 0; image < a->images; image++) {
+            const real *x = (const real *)a->x + image * a->x_image, *gy = (const real *)a->gy + image * a->gy_image;
+            const pixel_part_words *p = (const pixel_part_words *)a->parts;
+            for (const pixel_part_words *past = p + a->part_count; p < past; p += p->together)
+                for (int64_t d = 0; d < p->n_d; d++)
+                    FN(sum_pixel_part)(a, p, x + d * p->x_d, gy + p->gy + d * p->gy_d, first, vectors, sums);
+        }
+        if (a->first_image + a->images < a->batch)
+            continue;
+        for (int64_t v = 0; v < vectors; v++) {
+            int64_t channel = (first + v) * LANES, left = a->channels - channel, some = left < LANES ? left : LANES;
+            FN(transpose)((real *)a->gw + channel * taps, taps, sums + v * taps * LANES + LANES - some, LANES, taps, some);
+        }
+    }
+}
+
+#undef GRAD_ROWS
+#undef GRAD_COLUMNS
+#undef LEAST_LINES
+#undef SQUARE

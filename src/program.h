@@ -261,12 +261,33 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(map_d) W(map_h) W(map_w) W(runs)                                                                                 \
     W(line_channel) W(line_d) W(line_phase) W(line_h) W(pitch) /* strides of the scratch */                            \
     W(kernel_taps)                                                                                                     \
-    W(sets) W(set_count)       /* one channel: records of GRAD_ROW_WORDS, */                                           \
-    W(taps_w) W(w_offsets) W(w_taps) /* and where taps along W begin, and which they are */                            \
-    W(x_offsets) W(places) W(pairs) /* several: where each (channel, tap) begins and goes */
+    W(x_offsets) W(places) W(pairs) /* where each (channel, tap) begins and goes */
 
-/* Kernel rows of one phase: row i meets line offset + i * step from output row 0, and is tap + i * tap_step. */
-#define GRAD_ROW_WORDS(W) W(x) W(offset) W(step) W(count) W(tap) W(tap_step)
+/* depthwise_plane_grad, depthwise_pixel_grad: weight gradients of one input channel a group. A task is a channel, or some
+ * vectors of channels, over all images of the chunk. */
+#define DEPTHWISE_GRAD_WORDS(W)                                                                                         \
+    W(x) W(gy) W(gw) W(sums) W(work) W(work_stride)                                                                    \
+    W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
+    W(x_image) W(x_channel) W(gy_image) W(gy_channel)                                                                  \
+    W(channels) W(outputs)     /* of the input, and for each of them; pixels: of the output, vectors in a task */      \
+    W(kernel_taps) W(parts) W(part_count) /* records of PLANE_PART_WORDS or PIXEL_PART_WORDS */
+
+/* Kernel rows x columns that are summed together. Line i of the image meets row i - k of the gradient for kernel row k. */
+#define PLANE_PART_WORDS(W)                                                                                             \
+    W(rows) W(columns) W(stride) /* shape, and the stride along W: 1 or 2 */                                           \
+    W(tap) W(tap_row) W(tap_column) /* where the sums go */                                                            \
+    W(x) W(x_d) W(x_row) W(x_column)                                                                                   \
+    W(gy) W(gy_d) W(gy_row)                                                                                            \
+    W(n_d) W(n_h)              /* planes and rows of the gradient */                                                   \
+    W(begin) W(end)            /* lines that the image has */                                                          \
+    W(vectors) W(masks)        /* of a row, and for each: lanes that the gradient has, and those of each load of x */
+
+/* Kernel rows x columns that all meet the image, wherever one of these outputs lies. Parts of the same outputs lie together. */
+#define PIXEL_PART_WORDS(W)                                                                                             \
+    W(rows) W(columns) W(tap) W(tap_row) W(tap_column)                                                                 \
+    W(x) W(x_d) W(x_h) W(x_w) W(x_row) W(x_column)                                                                     \
+    W(gy) W(gy_d) W(gy_h) W(gy_w)                                                                                      \
+    W(n_d) W(n_h) W(n_w) W(together)
 
 #define W_FIELD(name) int64_t name;
 #define W_NAME(name) #name " "
@@ -298,7 +319,9 @@ DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 DECLARE(grad_tap_words, GRAD_TAP_WORDS)
 DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
-DECLARE(grad_row_words, GRAD_ROW_WORDS)
+DECLARE(depthwise_grad_words, DEPTHWISE_GRAD_WORDS)
+DECLARE(plane_part_words, PLANE_PART_WORDS)
+DECLARE(pixel_part_words, PIXEL_PART_WORDS)
 DECLARE(deform_grad_words, DEFORM_GRAD_WORDS)
 DECLARE(grad_block_words, GRAD_BLOCK_WORDS)
 
@@ -330,7 +353,9 @@ static const word_layout word_layouts[] = {
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
     {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
     {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
-    {"grad_row", GRAD_ROW_WORDS(W_NAME)},
+    {"depthwise_grad", DEPTHWISE_GRAD_WORDS(W_NAME)},
+    {"plane_part", PLANE_PART_WORDS(W_NAME)},
+    {"pixel_part", PIXEL_PART_WORDS(W_NAME)},
     {"deform_grad", DEFORM_GRAD_WORDS(W_NAME)},
     {"grad_block", GRAD_BLOCK_WORDS(W_NAME)},
 };

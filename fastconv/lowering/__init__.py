@@ -3,7 +3,7 @@
 - ``geometry``: one axis at a time, padding, strides and phases become index maps and tap tables.
 - ``program``: the words an engine is told, and the builder that collects stages.
 - ``dense``, ``depthwise``, ``deform``: a problem for each family of engines.
-- ``weight_grad``, ``depthwise_grad``: the same for gradients with respect to the weight.
+- ``weight_grad``, ``depthwise_grad``, ``narrow_grad``: the same for gradients with respect to the weight.
 - ``kernels``: the kernel list that these make for any backend with such engines.
 
 Nothing here knows how an engine is compiled. A backend hands in its :class:`Engines` and gets a program back,

@@ -14,7 +14,9 @@ dcn_sum                    the same samples, summed over taps for each channel
 deform_conv_grad_tile      register tile, the samples' gradients, register tile
 separable_conv_bands       depthwise and pointwise in turn on bands of rows, what is between them in cache
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
-conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of few channels
+conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of a few channels
+conv_weight_grad_depthwise_nchw  a channel at a time, its sums in registers, pixels in the vectors
+conv_weight_grad_depthwise_nhwc  the same with channels in the vectors
 =========================  ===========================================================================
 """
 
@@ -44,8 +46,9 @@ from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
 from .dense import dense_flops, lower_dense
 from .depthwise import lower_depthwise
-from .depthwise_grad import lower_plane_grad
+from .depthwise_grad import lower_depthwise_grad_pixels, lower_depthwise_grad_planes
 from .fourier import FOURIER_TOLERANCE, fourier_flops, lower_fourier, refuse_fourier
+from .narrow_grad import lower_plane_grad
 from .program import Engines, round_up
 from .separable import lower_separable, refuse_separable
 from .weight_grad import lower_weight_grad
@@ -64,6 +67,7 @@ FOURIER_FLOPS = 70e9
 FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
 MEMORY_BYTES = 10e9
+GATHERING = 2.0
 OVERHEAD = 2e-6
 
 # The same for dense and Winograd kernels, fitted to what each of them took on 33 layers, called and planned, in both
@@ -160,11 +164,14 @@ def program_kernels(
     table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
     table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn, points_as_given=True))
     table.append(kernel("separable_conv_bands", SEPARABLE, refuse_separable, cost_separable, lower_separable))
-    for name, cost, lower in (
-        ("conv_weight_grad_dense", cost_weight_grad, lower_weight_grad),
-        ("conv_weight_grad_planes", cost_plane_grad, lower_plane_grad),
+    anything, narrow = (lambda problem: None), refuse_one_channel
+    for name, refuse, cost, lower in (
+        ("dense", anything, cost_weight_grad, lower_weight_grad),
+        ("planes", narrow, cost_plane_grad, lower_plane_grad),
+        ("depthwise_nchw", refuse_depthwise_grad("NCHW"), cost_depthwise_grad, lower_depthwise_grad_planes),
+        ("depthwise_nhwc", refuse_depthwise_grad("NHWC"), cost_depthwise_grad, lower_depthwise_grad_pixels),
     ):
-        table.append(kernel(name, WEIGHT_GRAD, lambda problem: None, cost, lower))
+        table.append(kernel(f"conv_weight_grad_{name}", WEIGHT_GRAD, refuse, cost, lower))
     table.append(
         kernel(
             "deform_conv_grad_tile", DEFORM_GRAD, lambda problem: None, cost_deform_grad, lower_deform_grad
@@ -181,6 +188,25 @@ def refuse_other(layout: str, *, depthwise: bool) -> Callable[[Problem], str | N
             return Refusal.NOT_DEPTHWISE if depthwise else Refusal.DEPTHWISE
         if problem.layout != layout:
             return Refusal.NOT_NCHW if layout == "NCHW" else Refusal.NOT_NHWC
+        return None
+
+    return refuse
+
+
+def refuse_one_channel(problem: Problem) -> str | None:
+    return Refusal.DEPTHWISE if problem.in_channels == problem.groups else None
+
+
+def refuse_depthwise_grad(layout: str) -> Callable[[Problem], str | None]:
+    """Return a check that refuses all but one layout and one channel per group, and channels that fill no vector."""
+
+    def refuse(problem: Problem) -> str | None:
+        if problem.in_channels != problem.groups:
+            return Refusal.NOT_DEPTHWISE
+        if problem.layout != layout:
+            return Refusal.NOT_NCHW if layout == "NCHW" else Refusal.NOT_NHWC
+        if layout == "NHWC" and problem.out_channels < LANES:
+            return Refusal.FEW_CHANNELS
         return None
 
     return refuse
@@ -261,15 +287,30 @@ def cost_deform_grad(problem: Problem) -> float:
 
 
 def cost_weight_grad(problem: Problem) -> float:
-    """A tile is slow where output channels do not fill its vectors, or input channels its rows."""
+    """A tile is slow where output channels do not fill its vectors, or input channels its rows.
+
+    Few channels of a group also leave it with too few sums to hide how long a product takes.
+    """
     o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
     idle = 0.6 * 16 * -(-o // 16) / o * max(1, 5 / (c * problem.taps))
+    if c > 1:
+        idle *= max(1, 8 / c)
     return cost_flops(problem, FLOPS / idle)
 
 
 def cost_plane_grad(problem: Problem) -> float:
-    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes."""
-    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    vectors = problem.output_size[-1] / 16
-    idle = 0.7 * (math.ceil(vectors) + 0.6) / vectors * (1.5 if c == 1 else 1 + 1 / o)
+    """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes.
+
+    Channels last, pixels are gathered one by one.
+    """
+    o, vectors = problem.out_channels // problem.groups, problem.output_size[-1] / LANES
+    idle = 0.62 * (math.ceil(vectors) + 0.6) / vectors * (1 + 1 / o)
+    if problem.layout == "NHWC":
+        idle *= GATHERING
     return cost_flops(problem, FLOPS / idle)
+
+
+def cost_depthwise_grad(problem: Problem) -> float:
+    """Channels fill the vectors, or pixels of a row do or do not."""
+    vectors = problem.output_size[-1] / LANES if problem.layout == "NCHW" else problem.out_channels / LANES
+    return cost_flops(problem, DEPTHWISE_FLOPS * vectors / math.ceil(vectors))

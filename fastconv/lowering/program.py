@@ -84,10 +84,16 @@ _WEIGHT_GRAD = (
 _PLANE_GRAD = (
     "x gy gw work work_stride images x_image x_channel x_d x_h x_w gy_image gy_channel gy_d gy_h gy_w "
     "channels outputs n_d n_h n_w band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h "
-    "map_w runs line_channel line_d line_phase line_h pitch kernel_taps sets set_count taps_w w_offsets w_taps "
-    "x_offsets places pairs"
+    "map_w runs line_channel line_d line_phase line_h pitch kernel_taps x_offsets places pairs"
 )
-_GRAD_ROW = "x offset step count tap tap_step"
+_DEPTHWISE_GRAD = (
+    "x gy gw sums work work_stride images first_image batch x_image x_channel gy_image gy_channel channels "
+    "outputs kernel_taps parts part_count"
+)
+_PLANE_PART = "rows columns stride tap tap_row tap_column x x_d x_row x_column gy gy_d gy_row n_d n_h begin end vectors masks"
+_PIXEL_PART = (
+    "rows columns tap tap_row tap_column x x_d x_h x_w x_row x_column gy gy_d gy_h gy_w n_d n_h n_w together"
+)
 _DEFORM_GRAD = (
     "geometry x gy w offset mask gx goffset gw gmask progress kept work work_stride images first_image batch "
     "x_image gy_image gy_row mask_image gx_image gx_channel gx_d gx_h gx_w w_row channels blocks block_count "
@@ -122,7 +128,9 @@ WORDS = {
     "deform_grad": tuple(_DEFORM_GRAD.split()),
     "grad_block": tuple(_GRAD_BLOCK.split()),
     "plane_grad": tuple(_PLANE_GRAD.split()),
-    "grad_row": tuple(_GRAD_ROW.split()),
+    "depthwise_grad": tuple(_DEPTHWISE_GRAD.split()),
+    "plane_part": tuple(_PLANE_PART.split()),
+    "pixel_part": tuple(_PIXEL_PART.split()),
 }
 
 # Which table each engine reads.
@@ -142,6 +150,8 @@ ENGINES = {
     "dcn": "dcn",
     "weight_grad": "weight_grad",
     "plane_grad": "plane_grad",
+    "depthwise_plane_grad": "depthwise_grad",
+    "depthwise_pixel_grad": "depthwise_grad",
     "deform_grad": "deform_grad",
 }
 

@@ -443,5 +443,7 @@ def _padding(
     """Return (before, after) of each axis, one after the other."""
     if type(value) is int:
         return (value,) * (2 * len(stride))
+    if type(value) is tuple and len(value) == len(stride) and all(type(item) is int for item in value):
+        return tuple(item for item in value for _ in range(2))
     pairs = as_padding(value, variant, tuple(weight.shape[2:]), stride, dilation)
     return tuple(size for pair in pairs for size in pair)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Operation"]
+__all__ = ["Operation", "unobserved"]
 
 LIBRARY = torch.library.Library("fastconv", "DEF")
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -98,6 +98,18 @@ class Operation:
 def _function(name: str, **members: Any) -> Callable:
     methods = {key: staticmethod(member) if callable(member) else member for key, member in members.items()}
     return type(name, (torch.autograd.Function,), methods).apply  # type: ignore[attr-defined]
+
+
+def unobserved(*tensors: torch.Tensor) -> bool:
+    """Return whether kernels may be called on tensors with neither autograd nor the dispatcher knowing."""
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or watched()
+    ):
+        return False
+    return all(type(x) in PLAIN and x.is_cpu and not x.is_neg() for x in tensors)
 
 
 def watched() -> bool:

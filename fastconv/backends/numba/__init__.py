@@ -6,7 +6,7 @@ needed, which lets an activation be any function that numba can compile. What wa
 numba is imported only where something is compiled for the first time on a machine.
 
 - ``halo``, ``pack``, ``tile``, ``dense``, ``winograd``, ``depthwise``, ``deform``, ``weight_grad``, ``depthwise_grad``,
-  ``epilogue``: the engines, as in src/
+  ``narrow_grad``, ``epilogue``: the engines, as in src/
 - ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
 - ``transforms``: the formulas of ``winograd``
 - ``activation``: silu, gelu, and the functions of users

@@ -1,6 +1,6 @@
 """From Python to functions that can be called by address: what imports numba.
 
-There are fifteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are seventeen engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -19,8 +19,9 @@ from .deform import deform
 from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
 from .depthwise import depthwise_pixels, depthwise_planes, settle
-from .depthwise_grad import plane_grad
+from .depthwise_grad import depthwise_pixel_grad, depthwise_plane_grad
 from .halo import halo_pixels, halo_planes
+from .narrow_grad import plane_grad
 from .pack import pack
 from .simd import Pointer, Record
 from .weight_grad import weight_grad
@@ -48,6 +49,8 @@ ENGINES = {
     "dcn": dcn,
     "weight_grad": weight_grad,
     "plane_grad": plane_grad,
+    "depthwise_plane_grad": depthwise_plane_grad,
+    "depthwise_pixel_grad": depthwise_pixel_grad,
     "deform_grad": deform_grad,
 }
 ACTIVATIONS: dict[Any, Callable] = {

@@ -1,210 +1,368 @@
-"""The weight gradient of groups of few channels, as dot products of rows: pixels lie in the vectors.
+"""Weight gradients of one input channel a group: see ``fastconv.lowering.depthwise_grad``.
 
-A task is a group over all images. Its input is made a haloed band in line space, its output gradient rows of
-whole vectors with zeros behind, both in the thread's scratch. With one input channel, a row of the image is read
-once for several kernel rows, each of which meets it from another row of the gradient. With more, a tile of output
-channels and (channel, tap) pairs shares what is loaded. Sums stay vectors until the very end.
+Each product of a pixel and a gradient goes to a sum of its own, so what counts is how often a value is loaded. Sums
+stay in registers, and vectors until the very end.
+
+Channels first, pixels lie in the vectors. A line of the image meets one row of the gradient for each kernel row; these
+rows are kept in registers and move on by one with each line. Arrays are read in place: lanes beyond a row's end, and in
+the padding, are masked in both, so that nothing there meets a number that is not finite.
+
+Channels last, they lie in the vectors. The gradient is cut into parts that the same taps reach: nothing is padded.
 """
 
-from .halo import fill_row
-from .moves import clear, copy, copy_strided, store_some, transpose
+from collections.abc import Callable
+from typing import Any
+
+from .moves import clear, store_some, transpose
+from .shapes import many_registers
 from .simd import (
+    INTEGER_POINTER,
     INTEGERS,
     WORD,
-    address,
+    Pointer,
+    bytes_of,
     emit_at,
-    emit_first,
+    emit_call_entry,
     emit_fma,
+    emit_function,
     emit_get,
     emit_load,
     emit_loop,
-    emit_out_of_line,
+    emit_masked_load,
+    emit_shuffle,
     emit_store,
-    emit_switch,
+    emit_table,
     helper,
     integers,
+    ir,
     lanes,
     ll_reals,
     load,
     reals,
+    reals_of,
     records,
-    stack_integers,
     stack_vectors,
     verb,
     void,
     word,
     zeros,
 )
-from .tile import MAX_K_BLOCK, shapes_for, tile_rows
+from .tile import MAX_K_BLOCK
 
-DOT_COLUMNS = 3
+MANY_ROWS, FEW_ROWS, STRIDED_ROWS = 7, 3, 3
+TILE_COLUMNS = 3
+LEAST_LINES = 8
+SQUARE = 16
 MAX_LANES = 16
+# Tiles are numbered (rows + STRIDED * (stride - 1)) * ROW_OF_TABLE + columns.
+ROW_OF_TABLE, STRIDED = 4, 8
 
 
-def emit_dots(kind, row_count, column_count):
-    """Return what emits the sums of a tile of dot products."""
+def most_rows(kind: Any) -> int:
+    return MANY_ROWS if many_registers(kind.lanes * bytes_of(kind.element)) else FEW_ROWS
 
-    def emit(builder, rows, count, a, a_i, a_row, b, b_row, c, c_i, c_j):
-        columns = [builder.inttoptr(emit_get(builder, b, j), ll_reals(kind)) for j in range(column_count)]
-        starts = [builder.mul(a_i, WORD(i)) for i in range(row_count)]
-        vectors = builder.sdiv(count, WORD(kind.lanes))
-        whole = builder.mul(vectors, WORD(kind.lanes))
-        left = builder.sub(count, whole)
-        tails = builder.zext(builder.icmp_signed(">", left, WORD(0)), WORD)
-        inside = emit_first(builder, kind, left)
-        (zero,) = zeros(kind, 1)
 
-        def row(h, sums):
-            a_h = emit_at(builder, a, builder.mul(h, a_row))
-            b_h = [emit_at(builder, column, builder.mul(h, b_row)) for column in columns]
+def emit_mask(builder: Any, kind: Any, masks: Any, n: int) -> Any:
+    bits = builder.trunc(emit_get(builder, masks, n), ir.IntType(kind.lanes))
+    return builder.bitcast(bits, ir.VectorType(ir.IntType(1), kind.lanes))
 
-            def products(at, sums, masked):
-                x = [emit_load(builder, kind, column, at) for column in b_h]
-                if masked:
-                    x = [builder.select(inside, value, zero) for value in x]
-                y = [emit_load(builder, kind, emit_at(builder, a_h, start), at) for start in starts]
-                pairs = [(value, column) for value in y for column in x]
-                return [emit_fma(builder, *pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
-            def step(v, sums):
-                return products(builder.mul(v, WORD(kind.lanes)), sums, False)
+def emit_line(
+    builder: Any, kind: Any, columns: int, stride: int, at: Any, x_column: Any, masks: list
+) -> list:
+    """Load a line of the image, from as many columns of the kernel. With a stride of 2, two columns share two loads."""
+    found = []
+    for j in range(0, columns, stride):
+        if stride == 1:
+            place = emit_at(builder, at, builder.mul(x_column, WORD(j)))
+            found.append(emit_masked_load(builder, kind, place, masks[j]))
+            continue
+        a, b = (
+            emit_masked_load(builder, kind, emit_at(builder, at, j + n * kind.lanes), masks[j + n])
+            for n in (0, 1)
+        )
+        found += [
+            emit_shuffle(builder, a, b, list(range(odd, 2 * kind.lanes, 2)))
+            for odd in range(min(columns - j, 2))
+        ]
+    return found
 
-            sums = emit_loop(builder, vectors, sums, step)
-            return emit_loop(builder, tails, sums, lambda _, sums: products(whole, sums, True))
 
-        totals = emit_loop(builder, rows, zeros(kind, row_count * column_count), row)
-        for n, total in enumerate(totals):
-            i, j = divmod(n, column_count)
-            to = emit_at(builder, c, builder.add(builder.mul(c_i, WORD(i)), emit_get(builder, c_j, j)))
-            emit_store(builder, kind, to, builder.fadd(emit_load(builder, kind, to), total))
+def emit_plane_part(kind: Any, rows: int, columns: int, stride: int) -> Callable:
+    """Return what emits the sums over some lines and vectors of a plane."""
+    loads = columns if stride == 1 else 2 * ((columns + 1) // 2)
+    width = 1 + loads
+
+    def emit(
+        builder, begin, end, n_h, v, vectors, x, x_row, x_column, gy, gy_row, table, tap_row, tap_column, sums
+    ):
+        def least(a, b):
+            return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+        # All kernel rows meet lines first..last; the others are on the border.
+        fewest = WORD(rows - 1)
+        first = builder.select(builder.icmp_signed(">", begin, fewest), begin, fewest)
+        last = least(end, n_h)
+        some = builder.icmp_signed("<", first, last)
+        head = builder.sub(builder.select(some, first, end), begin)
+        tail = builder.select(some, last, end)
+        border = builder.add(head, builder.sub(end, tail))
+        inner = builder.select(some, builder.sub(last, first), WORD(0))
+
+        def vector(n, sums):
+            here = builder.add(v, n)
+            masks_v = emit_at(builder, table, builder.mul(here, WORD(width)))
+            mask, *masks = [emit_mask(builder, kind, masks_v, i) for i in range(width)]
+            none = ir.Constant(mask.type, None)
+            x_v = emit_at(builder, x, builder.mul(here, WORD(stride * kind.lanes)))
+            gy_v = emit_at(builder, gy, builder.mul(here, WORD(kind.lanes)))
+
+            def border_line(i, sums):
+                inside = builder.icmp_signed("<", i, head)
+                line = builder.select(inside, builder.add(begin, i), builder.add(tail, builder.sub(i, head)))
+                values = emit_line(
+                    builder,
+                    kind,
+                    columns,
+                    stride,
+                    emit_at(builder, x_v, builder.mul(line, x_row)),
+                    x_column,
+                    masks,
+                )
+                updated = []
+                for k in range(rows):
+                    row = builder.sub(line, WORD(k))
+                    met = builder.and_(
+                        builder.icmp_signed(">=", row, WORD(0)), builder.icmp_signed("<", row, n_h)
+                    )
+                    place = emit_at(builder, gy_v, builder.mul(row, gy_row))
+                    gradient = emit_masked_load(builder, kind, place, builder.select(met, mask, none))
+                    for j, value in enumerate(values):
+                        old = sums[k * columns + j]
+                        updated.append(builder.select(met, emit_fma(builder, gradient, value, old), old))
+                return updated
+
+            def line(i, carried):
+                at = builder.add(first, i)
+                gradients, sums = carried[: rows - 1], carried[rows - 1 :]
+                newest = emit_masked_load(
+                    builder, kind, emit_at(builder, gy_v, builder.mul(at, gy_row)), mask
+                )
+                gradients = [newest, *gradients]
+                values = emit_line(
+                    builder,
+                    kind,
+                    columns,
+                    stride,
+                    emit_at(builder, x_v, builder.mul(at, x_row)),
+                    x_column,
+                    masks,
+                )
+                updated = [
+                    emit_fma(builder, gradients[k], value, sums[k * columns + j])
+                    for k in range(rows)
+                    for j, value in enumerate(values)
+                ]
+                return gradients[: rows - 1] + updated
+
+            sums = emit_loop(builder, border, sums, border_line)
+            before = builder.select(some, mask, none)
+            kept = [
+                emit_masked_load(
+                    builder,
+                    kind,
+                    emit_at(builder, gy_v, builder.mul(builder.sub(first, WORD(k)), gy_row)),
+                    before,
+                )
+                for k in range(1, rows)
+            ]
+            return emit_loop(builder, inner, kept + sums, line)[rows - 1 :]
+
+        totals = emit_loop(builder, vectors, zeros(kind, rows * columns), vector)
+        emit_add(builder, kind, totals, columns, tap_row, tap_column, sums)
 
     return emit
 
 
-@verb
-def dot_tile(row_count, column_count, rows, count, a, a_i, a_row, b, b_row, c, c_i, c_j):
-    """c[i * c_i + c_j[j]] += sum over rows and elements of a[i * a_i] * b[j], vectors of them.
-
-    a is zero behind a row's end, b may hold anything there; `b` holds addresses.
-    """
-    most = shapes_for(a)[0][0]
-    shapes = [(r + 1, j + 1) for r in range(most) for j in range(DOT_COLUMNS)]
-
-    def emit(builder, row_count, column_count, *args):
-        def case(r, j):
-            name = f"fastconv_dots_{r}x{j}_{a.element}x{a.lanes}"
-            return lambda: emit_out_of_line(builder, name, args, emit_dots(a, r, j))
-
-        number = builder.add(builder.mul(row_count, WORD(8)), column_count)
-        emit_switch(builder, number, {8 * r + j: case(r, j) for r, j in shapes})
-
-    return void(word, word, word, word, a, word, word, INTEGERS, word, c, word, INTEGERS), emit
+def emit_add(
+    builder: Any, kind: Any, totals: list, columns: int, tap_row: Any, tap_column: Any, sums: Any
+) -> None:
+    """Add the totals of a tile to the sums of their taps."""
+    for n, total in enumerate(totals):
+        k, j = divmod(n, columns)
+        tap = builder.add(builder.mul(tap_row, WORD(k)), builder.mul(tap_column, WORD(j)))
+        to = emit_at(builder, sums, builder.mul(tap, WORD(kind.lanes)))
+        emit_store(builder, kind, to, builder.fadd(emit_load(builder, kind, to), total))
 
 
-@helper
-def dots(row_count, column_count, rows, count, a, a_i, a_row, column, b_row, c, c_i, c_j, x):
-    """Sum the tile in pieces that have at most so many terms; `column` holds offsets from x."""
-    at = stack_integers(DOT_COLUMNS)
-    width, vectors = MAX_K_BLOCK * lanes(a), (count + lanes(a) - 1) // lanes(a)
-    height = max(MAX_K_BLOCK // vectors, 1)
-    for w in range(0, count, width):
-        for h in range(0, rows, height):
-            for j in range(column_count):
-                at[j] = address(x + (column[j] + h * b_row + w))
-            some_rows, some = min(rows - h, height), min(count - w, width)
-            a_h = a + (h * a_row + w)
-            dot_tile(row_count, column_count, some_rows, some, a_h, a_i, a_row, at, b_row, c, c_i, c_j)
+def emit_pixel_part(kind: Any, rows: int, columns: int) -> Callable:
+    """Return what emits the sums over n_h x n_w outputs of one vector of channels."""
 
+    def emit(builder, n_h, n_w, x, x_h, x_w, x_row, x_column, gy, gy_h, gy_w, tap_row, tap_column, sums):
+        def row(h, sums):
+            x_at = emit_at(builder, x, builder.mul(h, x_h))
+            gy_at = emit_at(builder, gy, builder.mul(h, gy_h))
 
-@helper
-def copy_gradient(a, gy, first_row, rows, to):
-    """Copy a band of the output's gradient of one group into rows of whole vectors."""
-    for o in range(a.outputs):
-        for d in range(a.n_d):
-            for h in range(rows):
-                source = gy + (o * a.gy_channel + d * a.gy_d + (first_row + h) * a.gy_h)
-                row = to + ((o * a.n_d + d) * rows + h) * a.pitch
-                clear(row + (a.pitch - lanes(a)), lanes(a))
-                if a.gy_w == 1:
-                    copy(row, source, a.n_w)
-                else:
-                    copy_strided(row, 1, source, a.gy_w, a.n_w)
-
-
-@helper
-def fill_lines(a, x, first_row, lines):
-    """Make the haloed band of one group's input."""
-    map_d, map_h, map_w, runs = integers(a.map_d), integers(a.map_h), integers(a.map_w), integers(a.runs)
-    heights = min(a.h_lines - first_row, a.band_lines)
-    for c in range(a.channels):
-        for d in range(a.lines_d):
-            for p in range(a.h_phases):
-                for h in range(heights):
-                    from_d, from_h = map_d[d], map_h[p * a.h_lines + first_row + h]
-                    to = lines + (c * a.line_channel + d * a.line_d + (p * a.band_lines + h) * a.line_h)
-                    inside = from_d >= 0 and from_h >= 0
-                    row = x + c * a.x_channel
-                    if inside:
-                        row = x + (c * a.x_channel + from_d * a.x_d + from_h * a.x_h)
-                    fill_row(to, a.line_phase, row, inside, a.x_w, a.w_phases, a.w_lines, map_w, runs)
-
-
-@helper
-def grad_of_rows(a, part, lines, gy, gy_h, gy_d, rows, sums):
-    """One input channel: kernel rows of one phase that meet the same rows of the image."""
-    w_offsets, w_taps = integers(a.w_offsets), integers(a.w_taps)
-    column, places = stack_integers(DOT_COLUMNS), stack_integers(DOT_COLUMNS)
-    parts = (a.taps_w + DOT_COLUMNS - 1) // DOT_COLUMNS
-    end = part.offset + (part.count - 1) * part.step + rows
-    for d in range(a.n_d):
-        # Kernel rows low..high meet rows at..following of the image inside the band.
-        at = part.offset
-        while at < end:
-            low, high, following = 0, 0, end
-            for i in range(part.count):
-                first = part.offset + i * part.step
-                if first > at:
-                    following = min(following, first)
-                elif first + rows > at:
-                    following = min(following, first + rows)
-                low += 1 if first + rows <= at else 0
-                high += 1 if first <= at else 0
-            if low < high:
-                gy_at = gy + (d * gy_d + (at - part.offset - low * part.step) * gy_h)
-                to = sums + (part.tap + low * part.tap_step) * lanes(a)
-                for p in range(parts):
-                    start = a.taps_w * p // parts
-                    columns = a.taps_w * (p + 1) // parts - start
+            def pixel(w, sums):
+                gradient = emit_load(builder, kind, gy_at, builder.mul(w, gy_w))
+                at, updated = emit_at(builder, x_at, builder.mul(w, x_w)), []
+                for k in range(rows):
                     for j in range(columns):
-                        column[j] = part.x + d * a.line_d + at * a.line_h + w_offsets[start + j]
-                        places[j] = w_taps[start + j] * lanes(a)
-                    dots(
-                        high - low, columns, following - at, a.n_w, gy_at, -part.step * gy_h, gy_h,
-                        column, a.line_h, to, part.tap_step * lanes(a), places, lines,
-                    )  # fmt: skip
-            at = following
+                        value = emit_load(builder, kind, at, builder.mul(x_column, WORD(j)))
+                        updated.append(emit_fma(builder, gradient, value, sums[k * columns + j]))
+                    at = emit_at(builder, at, x_row)
+                return updated
+
+            return emit_loop(builder, n_w, sums, pixel)
+
+        totals = emit_loop(builder, n_h, zeros(kind, rows * columns), row)
+        emit_add(builder, kind, totals, columns, tap_row, tap_column, sums)
+
+    return emit
+
+
+def plane_part_type(like: Any) -> ir.FunctionType:
+    at = ll_reals(like)
+    args = [WORD, WORD, WORD, WORD, WORD, at, WORD, WORD, at, WORD, INTEGER_POINTER, WORD, WORD, at]
+    return ir.FunctionType(ir.VoidType(), args)
+
+
+def pixel_part_type(like: Any) -> ir.FunctionType:
+    at = ll_reals(like)
+    return ir.FunctionType(
+        ir.VoidType(), [WORD, WORD, at, WORD, WORD, WORD, WORD, at, WORD, WORD, WORD, WORD, at]
+    )
+
+
+def number_of(rows: int, columns: int, stride: int = 1) -> int:
+    return (rows + STRIDED * (stride - 1)) * ROW_OF_TABLE + columns
+
+
+def shapes_of(kind: Pointer, stride: int) -> list[tuple[int, int]]:
+    rows = most_rows(kind) if stride == 1 else STRIDED_ROWS
+    return [(r, c) for r in range(1, rows + 1) for c in range(1, TILE_COLUMNS + 1)]
+
+
+@verb
+def plane_parts(like):
+    """The tiles with pixels in the vectors."""
+    kind = reals_of(like)
+
+    def emit(builder, _):
+        functions = {
+            number_of(r, c, stride): emit_function(
+                builder,
+                f"fastconv_plane_part_{r}x{c}_s{stride}_{kind.element}x{kind.lanes}",
+                plane_part_type(kind),
+                emit_plane_part(kind, r, c, stride),
+            )
+            for stride in (1, 2)
+            for r, c in shapes_of(kind, stride)
+        }
+        return emit_table(builder, "fastconv_plane_parts", functions)
+
+    return INTEGERS(like), emit
+
+
+@verb
+def pixel_parts(like):
+    """The tiles with channels in the vectors."""
+    kind = reals_of(like)
+
+    def emit(builder, _):
+        functions = {
+            number_of(r, c): emit_function(
+                builder,
+                f"fastconv_pixel_part_{r}x{c}_{kind.element}x{kind.lanes}",
+                pixel_part_type(kind),
+                emit_pixel_part(kind, r, c),
+            )
+            for r, c in shapes_of(kind, 1)
+        }
+        return emit_table(builder, "fastconv_pixel_parts", functions)
+
+    return INTEGERS(like), emit
+
+
+@verb
+def plane_part(
+    tiles,
+    number,
+    begin,
+    end,
+    n_h,
+    v,
+    vectors,
+    x,
+    x_row,
+    x_column,
+    gy,
+    gy_row,
+    masks,
+    tap_row,
+    tap_column,
+    sums,
+):
+    """Add what lines begin..end of some vectors of a plane sum to."""
+
+    def emit(builder, tiles, number, *args):
+        emit_call_entry(builder, tiles, number, plane_part_type(x), args)
+
+    places = (x, word, word, gy, word, INTEGERS, word, word, sums)
+    return void(INTEGERS, word, word, word, word, word, word, *places), emit
+
+
+@verb
+def pixel_part(
+    tiles, number, n_h, n_w, x, x_h, x_w, x_row, x_column, gy, gy_h, gy_w, tap_row, tap_column, sums
+):
+    """Add what n_h x n_w outputs of one vector of channels sum to."""
+
+    def emit(builder, tiles, number, *args):
+        emit_call_entry(builder, tiles, number, pixel_part_type(x), args)
+
+    places = (x, word, word, word, word, gy, word, word, word, word, sums)
+    return void(INTEGERS, word, word, word, *places), emit
 
 
 @helper
-def grad_of_pairs(a, lines, gy, gy_h, gy_d, gy_o, rows, sums):
-    """Several input channels: every pair of an output channel and a (channel, tap)."""
-    x_offsets, pair_places = integers(a.x_offsets), integers(a.places)
-    column, places = stack_integers(DOT_COLUMNS), stack_integers(DOT_COLUMNS)
-    parts = (a.outputs + tile_rows(a) - 1) // tile_rows(a)
-    weights = a.channels * a.kernel_taps * lanes(a)
-    for d in range(a.n_d):
-        for p in range(parts):
-            o = a.outputs * p // parts
-            some = a.outputs * (p + 1) // parts - o
-            for k in range(0, a.pairs, DOT_COLUMNS):
-                columns = min(a.pairs - k, DOT_COLUMNS)
-                for j in range(columns):
-                    column[j] = x_offsets[k + j] + d * a.line_d
-                    places[j] = pair_places[k + j] * lanes(a)
-                dots(
-                    some, columns, rows, a.n_w, gy + (o * gy_o + d * gy_d), gy_o, gy_h,
-                    column, a.line_h, sums + o * weights, weights, places, lines,
-                )  # fmt: skip
+def sum_plane_part(a, p, tiles, x, gy, sums):
+    """All of a plane for one part: bands of lines that stay in L1, in pieces whose sums from zero have at most so many terms."""
+    count = p.end - p.begin
+    height = max(MAX_K_BLOCK // p.vectors, min(count, LEAST_LINES))
+    width = MAX_K_BLOCK // height
+    number = (p.rows + STRIDED * (p.stride - 1)) * ROW_OF_TABLE + p.columns
+    for line in range(p.begin, p.end, height):
+        for v in range(0, p.vectors, width):
+            plane_part(
+                tiles, number, line, min(line + height, p.end), p.n_h, v, min(width, p.vectors - v), x, p.x_row, p.x_column,
+                gy, p.gy_row, integers(p.masks), p.tap_row, p.tap_column, sums + p.tap * lanes(a),
+            )  # fmt: skip
+
+
+@helper
+def sum_pixel_part(a, p, tiles, x, gy, first, vectors, sums):
+    """One part of an image for some vectors of channels, in squares of outputs for all tiles of taps in turn.
+
+    What they read stays in L1, though pixels lie apart as far as there are channels, and sums from zero have few
+    terms. The last vector of all overlaps the one before.
+    """
+    width = min(p.n_w, SQUARE)
+    height = MAX_K_BLOCK // width
+    for h in range(0, p.n_h, height):
+        for w in range(0, p.n_w, width):
+            for v in range(vectors):
+                channel = min((first + v) * lanes(a), a.channels - lanes(a))
+                n_h, n_w = min(height, p.n_h - h), min(width, p.n_w - w)
+                gradient = gy + (h * p.gy_h + w * p.gy_w + channel)
+                for n in range(p.together):
+                    q = p[n]
+                    number = q.rows * ROW_OF_TABLE + q.columns
+                    x_q = x + (q.x + h * q.x_h + w * q.x_w + channel)
+                    pixel_part(
+                        tiles, number, n_h, n_w, x_q, q.x_h, q.x_w, q.x_row, q.x_column, gradient, q.gy_h, q.gy_w,
+                        q.tap_row, q.tap_column, sums + (v * a.kernel_taps + q.tap) * lanes(a),
+                    )  # fmt: skip
 
 
 @helper
@@ -219,33 +377,60 @@ def sum_lanes(columns, sums, count, y):
         store_some(y + i, total, some)
 
 
-def plane_grad(a, begin, end, thread):
-    weights = a.outputs * a.channels * a.kernel_taps
+@helper
+def kept_sums(a, task, size, thread):
+    """Where the sums of a task are kept; those of one chunk alone never leave the thread's scratch."""
     sums = reals(a, a.work + thread * a.work_stride)
-    lines = sums + weights * lanes(a)
-    copied = lines + (a.channels * a.line_channel + lanes(a))
+    if a.first_image > 0 or a.images < a.batch:
+        sums = reals(a, a.sums) + task * size
+    if a.first_image == 0:
+        clear(sums, size)
+    return sums
+
+
+def depthwise_plane_grad(a, begin, end, thread):
+    """A task is a channel over all images of the chunk."""
+    weights, tiles = a.outputs * a.kernel_taps, plane_parts(a)
     columns = stack_vectors(a, MAX_LANES)
     for lane in range(lanes(a)):
         clear(columns + lane * lanes(a), lanes(a))
-    in_place = a.gy_w == 1 and a.pitch == a.n_w
-    for group in range(begin, end):
-        clear(sums, weights * lanes(a))
+    for channel in range(begin, end):
+        sums = kept_sums(a, channel, weights * lanes(a), thread)
         for image in range(a.images):
-            x = reals(a, a.x) + (image * a.x_image + group * a.channels * a.x_channel)
-            whole = reals(a, a.gy) + (image * a.gy_image + group * a.outputs * a.gy_channel)
-            for first in range(0, a.n_h, a.band):
-                band = min(a.n_h - first, a.band)
-                gy, gy_h, gy_d, gy_o = whole + first * a.gy_h, a.gy_h, a.gy_d, a.gy_channel
-                if not in_place:
-                    copy_gradient(a, whole, first, band, copied)
-                    gy, gy_h, gy_d, gy_o = copied, a.pitch, band * a.pitch, a.n_d * band * a.pitch
-                fill_lines(a, x, first, lines)
-                if a.channels > 1:
-                    grad_of_pairs(a, lines, gy, gy_h, gy_d, gy_o, band, sums)
-                    continue
-                for o in range(a.outputs):
-                    for s in range(a.set_count):
-                        part = records(a, a.sets, "grad_row")[s]
-                        to = sums + o * a.kernel_taps * lanes(a)
-                        grad_of_rows(a, part, lines, gy + o * gy_o, gy_h, gy_d, band, to)
-        sum_lanes(columns, sums, weights, reals(a, a.gw) + group * weights)
+            for o in range(a.outputs):
+                x = reals(a, a.x) + (image * a.x_image + channel * a.x_channel)
+                gy = reals(a, a.gy) + (image * a.gy_image + (channel * a.outputs + o) * a.gy_channel)
+                for n in range(a.part_count):
+                    p = records(a, a.parts, "plane_part")[n]
+                    for d in range(p.n_d):
+                        x_d, gy_d = x + (p.x + d * p.x_d), gy + (p.gy + d * p.gy_d)
+                        sum_plane_part(a, p, tiles, x_d, gy_d, sums + o * a.kernel_taps * lanes(a))
+        if a.first_image + a.images == a.batch:
+            sum_lanes(columns, sums, weights, reals(a, a.gw) + channel * weights)
+
+
+def depthwise_pixel_grad(a, begin, end, thread):
+    """A task is some vectors of channels over all images of the chunk."""
+    taps, tiles = a.kernel_taps, pixel_parts(a)
+    every = (a.channels + lanes(a) - 1) // lanes(a)
+    for task in range(begin, end):
+        first = task * a.outputs
+        vectors = min(every - first, a.outputs)
+        sums = kept_sums(a, task, a.outputs * taps * lanes(a), thread)
+        for image in range(a.images):
+            x = reals(a, a.x) + image * a.x_image
+            gy = reals(a, a.gy) + image * a.gy_image
+            n = 0
+            while n < a.part_count:
+                p = records(a, a.parts, "pixel_part")[n]
+                for d in range(p.n_d):
+                    gy_d = gy + (p.gy + d * p.gy_d)
+                    sum_pixel_part(a, p, tiles, x + d * p.x_d, gy_d, first, vectors, sums)
+                n += p.together
+        if a.first_image + a.images < a.batch:
+            continue
+        for v in range(vectors):
+            channel = (first + v) * lanes(a)
+            some = min(a.channels - channel, lanes(a))
+            source = sums + (v * taps * lanes(a) + lanes(a) - some)
+            transpose(reals(a, a.gw) + channel * taps, taps, source, lanes(a), taps, some)

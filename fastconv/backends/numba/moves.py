@@ -43,7 +43,6 @@ from .simd import (
 )
 
 
-
 @helper
 def load_some(p, n):
     """A vector, or as much of one as there is."""
