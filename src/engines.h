@@ -11,6 +11,7 @@
 #include "deform.h"
 #include "dcn.h"
 #include "deform_grad.h"
+#include "dcn_grad.h"
 #include "weight_grad.h"
 #include "depthwise_grad.h"
 #include "roof.h"
@@ -18,7 +19,7 @@
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
                                         FN(winograd_weights), FN(winograd_inputs), FN(winograd),
                                         FN(depthwise_planes), FN(depthwise_pixels), FN(deform), FN(dcn),
-                                        FN(weight_grad), FN(plane_grad), FN(deform_grad)};
+                                        FN(weight_grad), FN(plane_grad), FN(deform_grad), FN(dcn_grad)};
 
 #undef real
 #undef int_of_real

@@ -193,10 +193,10 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
 #define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
 
-/* deform_grad: gradients of the same; those not wanted have address 0. A task is a band of output pixels of an image and a
+/* deform_grad, dcn_grad: gradients of the same; those not wanted have address 0. A task is a band of output pixels of an image and a
  * block of channels, blocks before bands before images: tasks wait for some before them (turns.h). */
 #define DEFORM_GRAD_WORDS(W)                                                                                           \
-    W(geometry)                /* a record of DEFORM_WORDS, without operands */                                        \
+    W(geometry)                /* a record of DEFORM_WORDS or DCN_WORDS, without operands */                                        \
     W(x) W(gy) W(w) W(offset) W(mask)                                                                                  \
     W(gx) W(goffset) W(gw) W(gmask)                                                                                    \
     W(progress)                /* of every task, PROGRESS_STEP apart, from zero on */                                  \

@@ -12,7 +12,7 @@ from .dense import add_halo
 from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["GFLOPS", "MOST_POINTS", "Bordered", "lower_deform"]
+__all__ = ["GFLOPS", "MOST_POINTS", "Bordered", "channel_blocks", "lower_deform"]
 
 # Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
 CHANNEL_BLOCK = 32
@@ -36,9 +36,8 @@ class Bordered:
     width: int
 
     @classmethod
-    def of(cls, b: Builder, blocks: list[tuple[int, int]] | None = None, *, even: bool = False) -> "Bordered":
-        """Cut the channels as weights and points do, `even` into blocks of nearly equal size; or as given: (first, count)."""
-        blocks = blocks or _channel_blocks(b.problem, even)
+    def of(cls, b: Builder, blocks: list[tuple[int, int]]) -> "Bordered":
+        """Cut the channels into blocks: (first, count)."""
         most = max(count for _, count in blocks)
         # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
         width = round_up(most, b.lanes if most >= b.lanes else NARROW)
@@ -90,7 +89,7 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     per_group = p.out_channels // p.groups
     lanes = b.lanes
     rows, vectors = engines.lane_tile
-    bordered = Bordered.of(b)
+    bordered = Bordered.of(b, channel_blocks(p))
     blocks, width = bordered.blocks, bordered.width
     b.chunked(bordered.elements * b.itemsize)
     x = bordered.add(b)
@@ -148,12 +147,16 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     return b.finish(work_ns, f"{tile} points, {rows} pixels x {w_width} channels")
 
 
-def _channel_blocks(p: Problem, even: bool) -> list[tuple[int, int]]:
-    """Cut the input channels at the bounds of weight and offset groups, then into blocks: (first, count)."""
-    step_w, step_o = p.in_channels // p.groups, p.in_channels // p.offset_groups
-    bounds = sorted(set(range(0, p.in_channels + 1, step_w)) | set(range(0, p.in_channels + 1, step_o)))
+def channel_blocks(p: Problem, *, by_weights: bool = True, even: bool = False) -> list[tuple[int, int]]:
+    """Cut the input channels at the bounds of offset groups, and of weight groups if these count, then into blocks.
+
+    Return (first, count) of each; `even` makes the blocks of a group nearly equal.
+    """
+    bounds = set(range(0, p.in_channels + 1, p.in_channels // p.offset_groups))
+    if by_weights:
+        bounds |= set(range(0, p.in_channels + 1, p.in_channels // p.groups))
     blocks = []
-    for begin, end in pairwise(bounds):
+    for begin, end in pairwise(sorted(bounds)):
         parts = -(-(end - begin) // CHANNEL_BLOCK)
         step = -(-(end - begin) // parts) if even else CHANNEL_BLOCK
         blocks += [(first, min(step, end - first)) for first in range(begin, end, step)]

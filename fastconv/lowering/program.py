@@ -138,6 +138,7 @@ ENGINES = {
     "weight_grad": "weight_grad",
     "plane_grad": "plane_grad",
     "deform_grad": "deform_grad",
+    "dcn_grad": "deform_grad",
 }
 
 
