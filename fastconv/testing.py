@@ -8,12 +8,13 @@ sizes, strides, paddings, dilations and groups on every axis, so that no two can
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from . import functional, registry
+from . import config, functional, registry
 from .call import Call, prepare
 from .plan import Plan
 from .problem import (
@@ -40,6 +41,8 @@ __all__ = [
     "assert_exact",
     "cases",
     "check_backend",
+    "fuzz_backend",
+    "fuzz_cases",
     "max_error",
 ]
 
@@ -57,6 +60,13 @@ SEPARABLE_CHANNELS = (
 EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
 SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
 LONGEST = {1: 150, 2: 23, 3: 9}  # of an input axis, by rank
+# Of random problems, which are many: small, but with several tasks and blocks of channels among them.
+FUZZ_LONGEST = {1: 40, 2: 12, 3: 5}
+FUZZ_KERNELS = {1: (1, 2, 3, 5, 8), 2: (1, 2, 3, 5), 3: (1, 2, 3)}
+FUZZ_CHANNELS = 40
+# Displacements to nowhere, and one in so many that is such a one.
+NOWHERE = (np.nan, np.inf, -np.inf, 1e30, -1e30, 1e9, -1e9)
+NOWHERE_SHARE = 40
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class Case:
     dtype : str
     seed : int
         Of the data.
+    wild : bool
+        Whether some displacements are NaN, infinite, or lead far away.
     """
 
     op: str
@@ -89,6 +101,7 @@ class Case:
     mask: bool
     dtype: str
     seed: int
+    wild: bool = False
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of the call by argument name."""
@@ -105,6 +118,9 @@ class Case:
             problem = replace(problem, offset_groups=self.offset_groups)
             shape = self._laid_out(problem.offset_shape)
             operands["offset"] = (rng.integers(-reach, reach + 1, shape) / steps).astype(self.dtype)
+            if self.wild:
+                chosen = rng.random(shape) * NOWHERE_SHARE < 1
+                operands["offset"][chosen] = rng.choice(NOWHERE, chosen.sum())
             if problem.variant == "dcnv3":
                 operands["mask"] = self._logits(rng, problem)
             elif self.mask:
@@ -158,7 +174,8 @@ class Case:
     def __str__(self) -> str:
         return (
             f"fastconv.testing.Case({self.op!r}, {self.input_shape}, {self.weight_shape}, {self.options}, bias={self.bias}, "
-            f"offset_groups={self.offset_groups}, mask={self.mask}, dtype={self.dtype!r}, seed={self.seed})"
+            f"offset_groups={self.offset_groups}, mask={self.mask}, dtype={self.dtype!r}, seed={self.seed}"
+            + (", wild=True)" if self.wild else ")")
         )
 
 
@@ -294,12 +311,58 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
         yield _case(op, variant, ndim, index, rng)
 
 
-def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator) -> Case:
+def fuzz_cases(ops: Sequence[str], count: int, seed: int = 0) -> Iterator[Any]:
+    """Generate small random cases of some operations in turn, wild ones among them.
+
+    Parameters
+    ----------
+    ops : sequence of str
+        Of functions other than separable ones, or of their gradients.
+    count, seed : int
+
+    Yields
+    ------
+    Case or GradCase
+        Each depends on `seed` and its place alone.
+
+    Examples
+    --------
+    >>> from fastconv.testing import fuzz_cases
+    >>> [case.op for case in fuzz_cases(["dcnv4", "deform_conv1d_grad"], 3)]
+    ['dcnv4', 'deform_conv1d_grad', 'dcnv4']
+    """
+    for place in range(count):
+        op = ops[place % len(ops)]
+        forward = forward_op(op) if op in GRAD_OPS else op
+        variant, ndim = parse_op(forward)
+        rng = np.random.default_rng([seed, place])
+        groups, wide, deep = (int(n) for n in rng.integers(1, (6, 9, 9)))
+        step = max(FUZZ_CHANNELS // groups // 8, 1)
+        channels = (groups * wide * step, groups * deep * step, groups)
+        index = int(rng.integers(0, 1 << 16))
+        case = _case(
+            forward, variant, ndim, index, rng, channels, FUZZ_LONGEST[ndim], FUZZ_KERNELS[ndim]
+        )
+        case = replace(case, seed=index, wild=bool(case.offset_groups and rng.integers(0, 2)))
+        yield GradCase(op, case) if op in GRAD_OPS else case
+
+
+def _case(
+    op: str,
+    variant: str,
+    ndim: int,
+    index: int,
+    rng: np.random.Generator,
+    channels: tuple[int, int, int] | None = None,
+    longest: int | None = None,
+    kernels: tuple[int, ...] = (),
+) -> Case:
     # The choices that select a kernel take turns; everything else is drawn.
-    channels = CHANNELS[index % len(CHANNELS)]
+    channels = channels or CHANNELS[index % len(CHANNELS)]
     layout = ("NCHW", "NHWC")[(index // 2) % 2]
-    longest = LONGEST[ndim] if max(channels) < 100 else 7
-    kernel = tuple(_different(rng, (1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4), ndim))
+    longest = longest or (LONGEST[ndim] if max(channels) < 100 else 7)
+    kernels = kernels or ((1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4))
+    kernel = tuple(_different(rng, kernels, ndim))
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     dilation = (1,) * ndim if index % 4 < 2 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
@@ -532,6 +595,60 @@ def check_backend(
     return report
 
 
+def fuzz_backend(
+    name: str,
+    ops: Sequence[str],
+    count: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run every kernel of a backend on small random problems, each on the next of the machine's instruction sets.
+
+    What is compared is that of :func:`check_backend`.
+
+    Parameters
+    ----------
+    name : str
+        The backend.
+    ops : sequence of str
+        As for :func:`fuzz_cases`.
+    count, seed : int
+        Number of problems, and the seed of their generator.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each problem.
+
+    Returns
+    -------
+    Report
+
+    Examples
+    --------
+    >>> import fastconv.testing
+    >>> report = fastconv.testing.fuzz_backend("numpy", ["deform_conv1d"], 4)
+    >>> report.passed, report.failed
+    (12, [])
+    """
+    entry = registry.find_backend(name)
+    entry.ready()
+    report = Report(name)
+    for done, case in enumerate(fuzz_cases(ops, count, seed)):
+        isas = _instruction_sets()
+        with config.limit_isa(isas[done % len(isas)]) if isas else nullcontext():
+            check_case(case, entry, report)
+        if progress is not None:
+            progress(done + 1, count)
+    return report
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    try:
+        from . import _native
+    except ImportError:
+        return ()
+    return _native.isas()
+
+
 def check_case(
     case: Case | GradCase | SeparableCase, entry: registry.Entry, report: Report, tolerance: float = 0.0
 ) -> None:
@@ -542,7 +659,8 @@ def check_case(
     operands = case.arrays()
     reference = case.call(registry.ORACLE)
     expected = _run(reference, operands)
-    trust(expected, case)
+    if isinstance(case, SeparableCase) or not case.wild:
+        trust(expected, case)
     for kernel, refusal in registry.verdicts(reference.problem, entry):
         if refusal is not None:
             report.refused[refusal] += 1

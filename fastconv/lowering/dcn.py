@@ -74,9 +74,13 @@ def dcn_words(p: Problem, bordered: Bordered, tile: int) -> dict[str, int]:
     middle = {
         f"middle_{axis}": d * (k - 1) // 2 for axis, k, d in zip("hw", p.kernel_size, p.dilation, strict=True)
     }
-    return bordered.words(p, tile) | middle | dict(
-        points=p.points,
-        skipped=p.taps // 2 if p.remove_center else p.taps,
-        scale=struct.unpack("<q", struct.pack("<d", p.offset_scale))[0],
-        softmax=int(p.variant == "dcnv3"),
+    return (
+        bordered.words(p, tile)
+        | middle
+        | dict(
+            points=p.points,
+            skipped=p.taps // 2 if p.remove_center else p.taps,
+            scale=struct.unpack("<q", struct.pack("<d", p.offset_scale))[0],
+            softmax=int(p.variant == "dcnv3"),
+        )
     )

@@ -73,7 +73,9 @@ def lower_deform_grad(problem: Problem, engines: Engines, *, of_input_alone: boo
 
     words = add_images(b, bordered, bands * blocks, of_input_alone)
     kept = outputs * row * blocks * -(-p.taps // tap_block) if p.batch * bands > 1 else 0
-    words |= work_words(b, bordered, tile, tap_block, row, outputs, p.taps * bordered.most_channels * as_given)
+    words |= work_words(
+        b, bordered, tile, tap_block, row, outputs, p.taps * bordered.most_channels * as_given
+    )
     words |= dict(
         geometry=b.records("deform", [dict.fromkeys(WORDS["deform"], 0) | bordered.words(p, tile)]),
         w=Operand("weight"),

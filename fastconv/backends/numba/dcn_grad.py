@@ -96,9 +96,7 @@ def dcn_grad(a, begin, end, thread):
             pixels = min(band_end - at, f.tile)
             deform_grid(f, at, pixels, work.points.grid)
             scaled = work.points.columns
-            dcn_points(
-                f, work.points, offset + at, mask + at, plane, pixels, scaled, True, work.fractions
-            )
+            dcn_points(f, work.points, offset + at, mask + at, plane, pixels, scaled, True, work.fractions)
             if a.gx and band > 0:
                 low, high = clear_touched(f, work, 0, taps, pixels, low, high)
             deform_pull(a, f, work, x, block.channels, gy + at * a.gy_row, a.gy_row, 0, 0, taps, pixels)
