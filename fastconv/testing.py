@@ -340,9 +340,7 @@ def fuzz_cases(ops: Sequence[str], count: int, seed: int = 0) -> Iterator[Any]:
         step = max(FUZZ_CHANNELS // groups // 8, 1)
         channels = (groups * wide * step, groups * deep * step, groups)
         index = int(rng.integers(0, 1 << 16))
-        case = _case(
-            forward, variant, ndim, index, rng, channels, FUZZ_LONGEST[ndim], FUZZ_KERNELS[ndim]
-        )
+        case = _case(forward, variant, ndim, index, rng, channels, FUZZ_LONGEST[ndim], FUZZ_KERNELS[ndim])
         case = replace(case, seed=index, wild=bool(case.offset_groups and rng.integers(0, 2)))
         yield GradCase(op, case) if op in GRAD_OPS else case
 
