@@ -73,7 +73,7 @@ SANITIZE_ARGS ?= --fuzz 20000 --op 'deform*' --op 'dcn*'
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 sanitize: $(VENV)/installed
 	rm -rf build
-	CC=gcc CFLAGS="-g1 $(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(PIP) install -q --no-deps --target build/sanitized .
+	CC=gcc FASTCONV_CFLAGS="-O1 -g1 $(SANITIZERS)" FASTCONV_LDFLAGS="$(SANITIZERS)" $(PIP) install -q --no-deps --target build/sanitized .
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	  $(BIN)/python -m fastconv verify --backend cython $(SANITIZE_ARGS)
 

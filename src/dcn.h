@@ -146,6 +146,6 @@ static void FN(dcn)(const int64_t *words, int64_t begin, int64_t end, int64_t th
                     FN(dcn_sum)(a, s, DCN_VECTORS, x + c, delta, taps, d->skipped, p, sums);
                 }
             }
-        FN(deform_finish)(a, s, group, pixels, (real *)a->y + image * a->y_image + first * a->y_w);
+        FN(deform_finish)(a, s, group, pixels, 0, 1, (real *)a->y + image * a->y_image + first * a->y_w);
     }
 }

@@ -4,6 +4,31 @@
  * round, or the taps of each phase apart, is still a blocked transpose whose rows merely land elsewhere.
  */
 
+/* LANES rows of as many elements, y[places[i] + r] = x[r * x_row + i]. Whole cache lines come and go at once: rows of a
+ * power of two lie in few sets of the cache, which forgets a line that is left for a moment. */
+INLINE void FN(pack_square)(real *y, const real *x, int64_t x_row, const int64_t *places)
+{
+    enum { COUNT = (int)(VEC_BYTES / sizeof(real)) };
+    vec rows[COUNT], turned[COUNT];
+    UNROLL(16)
+    for (int i = 0; i < COUNT; i++)
+        rows[i] = FN(load)(x + i * x_row);
+    UNROLL(4)
+    for (int half = 1; half < COUNT; half *= 2) {
+        UNROLL(8)
+        for (int i = 0; i < COUNT / 2; i++) {
+            turned[2 * i] = FN(zip_low)(rows[i], rows[i + COUNT / 2]);
+            turned[2 * i + 1] = FN(zip_high)(rows[i], rows[i + COUNT / 2]);
+        }
+        UNROLL(16)
+        for (int i = 0; i < COUNT; i++)
+            rows[i] = turned[i];
+    }
+    UNROLL(16)
+    for (int i = 0; i < COUNT; i++)
+        FN(store)(y + places[i], rows[i]);
+}
+
 /* y[places[i] + r] = x[r * x_row + offsets[i]] for i < count, r < rows. */
 static void FN(pack_piece)(real *y, const real *x, int64_t x_row, int64_t rows, const int64_t *offsets, const int64_t *places,
                            int64_t count)
@@ -15,11 +40,15 @@ static void FN(pack_piece)(real *y, const real *x, int64_t x_row, int64_t rows, 
         while (i + run < count && offsets[i + run] == first + run)
             run++;
         const int64_t *to = places + i;
-        int64_t quads = run & ~(int64_t)3, r = 0;
+        int64_t quads = run & ~(int64_t)3, squares = run / LANES * LANES, r = 0;
+        for (; r + LANES <= rows; r += LANES)
+            for (int64_t k = 0; k < squares; k += LANES)
+                FN(pack_square)(y + r, x + r * x_row + first + k, x_row, to + k);
+        int64_t squared = r;
         /* A cache line of the result at a time: whole panels of L1 size, 16 bytes a row, took twice as long. */
         for (int64_t line = 0; line + 4 <= rows; line += CACHE_LINE / sizeof(real)) {
             int64_t end = rows - line < CACHE_LINE / (int64_t)sizeof(real) ? rows & ~(int64_t)3 : line + CACHE_LINE / (int64_t)sizeof(real);
-            for (int64_t k = 0; k < quads; k += 4)
+            for (int64_t k = end <= squared ? squares : 0; k < quads; k += 4)
                 for (r = line; r < end; r += 4) {
                     const real *xr = x + r * x_row + first + k;
                     quad a = *(const quad *)xr, b = *(const quad *)(xr + x_row);

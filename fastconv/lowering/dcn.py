@@ -5,7 +5,7 @@ import struct
 from typing import Any
 
 from ..problem import Problem
-from .deform import GFLOPS, Bordered
+from .deform import GFLOPS, LINE, Bordered
 from .geometry import output_strides
 from .program import WORDS, Builder, Engines, Operand, Words, round_up
 
@@ -30,7 +30,7 @@ def lower_dcn(problem: Problem, engines: Engines) -> Any:
     tile = tile_of(b)
     bases, shares, masks = p.taps * tile * 8 // b.itemsize, p.taps * tile * 4, p.taps * tile
     turned, results, offsets = sums * (tile + b.lanes), tile * sums, (2 + 3 * p.points) * tile
-    work = bases + 6 * tile + shares + masks + turned + results + offsets + b.lanes
+    work = bases + 6 * tile + shares + masks + turned + results + offsets + b.lanes + LINE
     y_image, y_channel, _, _, y_w = output_strides(p)
     words: Words = dict.fromkeys(WORDS["dcn"], 0)
     words |= dcn_words(p, bordered, tile)
@@ -53,6 +53,7 @@ def lower_dcn(problem: Problem, engines: Engines) -> Any:
         w_width=sums,
         w_blocks=1,
         tiles=-(-pixels // tile),
+        splits=1,
         x_group=bordered.image.size,
         offset_pixel=1 if p.layout == "NCHW" else math.prod(p.offset_shape[1 : -p.ndim]),
         mask_pixel=1 if p.layout == "NCHW" else math.prod(p.mask_shape[1 : -p.ndim]),

@@ -186,4 +186,4 @@ def dcn(a, begin, end, thread):
             dcn_sums(a, work, x, delta, 0, min(a.skipped, taps), p, 0)
             if a.skipped < taps:
                 dcn_sums(a, work, x, delta, a.skipped + 1, taps - a.skipped - 1, p, 1)
-        deform_finish(a, work, group, pixels, reals(a, a.y) + (image * a.y_image + first * a.y_w))
+        deform_finish(a, work, group, pixels, 0, 1, reals(a, a.y) + (image * a.y_image + first * a.y_w))

@@ -81,7 +81,7 @@ def deform_grad_scratch(a, f, thread):
     weights = columns + (f.tile * a.row + lanes(a))
     sums = weights + (a.channels * a.row + lanes(a))
     image = sums + (a.channels * a.row + lanes(a))
-    points = Work(base, grid, weight, mask, turned, sums, columns)
+    points = Work(base, grid, weight, mask, turned, sums, columns, columns)
     return GradWork(points, fractions, weights, sums, pulls, dots, image, turned)
 
 

@@ -6,7 +6,46 @@ of each phase apart, is still a blocked transpose, whose rows merely land elsewh
 """
 
 from .moves import clear, copy_strided, load_quads, transpose_quads
-from .simd import helper, integers, narrow, reals, store
+from .simd import (
+    INTEGERS,
+    WORD,
+    emit_at,
+    emit_get,
+    emit_load,
+    emit_shuffle,
+    emit_store,
+    helper,
+    integers,
+    lanes,
+    narrow,
+    reals,
+    store,
+    verb,
+    void,
+    word,
+)
+
+
+@verb
+def pack_square(y, x, x_row, places):
+    """As many rows as a vector has elements, and as many of each: y[places[i] + r] = x[r * x_row + i].
+
+    Whole cache lines come and go at once: rows of a power of two lie in few sets of the cache, which forgets a line
+    that is left for a moment.
+    """
+
+    def emit(builder, to, source, step, places_):
+        count = y.lanes
+        low = [i // 2 + i % 2 * count for i in range(count)]
+        high = [i + count // 2 for i in low]
+        rows = [emit_load(builder, x, source, builder.mul(step, WORD(row))) for row in range(count)]
+        for _ in range(count.bit_length() - 1):
+            pairs = list(zip(rows[: count // 2], rows[count // 2 :], strict=True))
+            rows = [emit_shuffle(builder, a, b, chosen) for a, b in pairs for chosen in (low, high)]
+        for i, row in enumerate(rows):
+            emit_store(builder, y, emit_at(builder, to, emit_get(builder, places_, i)), row)
+
+    return void(y, x, word, INTEGERS), emit
 
 
 @helper
@@ -20,9 +59,13 @@ def pack_piece(y, x, x_row, rows, offsets, places, count):
             run += 1
         source, to = x + first, places + i
         quads, whole_rows = run & ~3, rows & ~3
+        squares, squared = run // lanes(x) * lanes(x), rows // lanes(x) * lanes(x)
+        for r in range(0, squared, lanes(x)):
+            for k in range(0, squares, lanes(x)):
+                pack_square(y + r, source + (r * x_row + k), x_row, to + k)
         for r in range(0, whole_rows, 4):
             x_r, y_r = narrow(source + r * x_row, 4), narrow(y + r, 4)
-            for k in range(0, quads, 4):
+            for k in range(squares if r < squared else 0, quads, 4):
                 a, b, c, d = transpose_quads(*load_quads(x_r + k, x_row))
                 store(y_r + to[k], a)
                 store(y_r + to[k + 1], b)
