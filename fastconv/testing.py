@@ -61,7 +61,7 @@ EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
 SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
 LONGEST = {1: 150, 2: 23, 3: 9}  # of an input axis, by rank
 # Of random problems, which are many: small, but with several tasks and blocks of channels among them.
-FUZZ_LONGEST = {1: 40, 2: 12, 3: 5}
+FUZZ_LONGEST = {1: 250, 2: 18, 3: 7}
 FUZZ_KERNELS = {1: (1, 2, 3, 5), 2: (1, 2, 3), 3: (1, 2, 3)}
 FUZZ_CHANNELS = 40
 FUZZ_POINTS = 32  # of a pixel, and images, at most: what the oracle's time depends on
