@@ -259,8 +259,8 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
     if problem.offset_groups and forward != entry.op:
         given, offset, mask, *_ = [*operands, None]
         named = {"input": given, "offset": offset, "weight": weight, "mask": mask}
-        shapes = {name: array.shape for name, array in named.items() if array is not None}
-        grads = dict(zip(shapes, _arrays([*shapes.values()]), strict=True))
+        given_shapes = {name: array.shape for name, array in named.items() if array is not None}
+        grads = dict(zip(given_shapes, _arrays([*given_shapes.values()]), strict=True))
         moved = problem.bytes + sum(array.nbytes for array in grads.values())
         return lambda: program(grads, out, given, weight, offset, mask, 1), moved
     if forward != entry.op:
