@@ -61,10 +61,10 @@ EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
 SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
 LONGEST = {1: 150, 2: 23, 3: 9}  # of an input axis, by rank
 # Of random problems, which are many: small, but with several tasks and blocks of channels among them.
-FUZZ_LONGEST = {1: 250, 2: 18, 3: 7}
+FUZZ_LONGEST = {1: 200, 2: 15, 3: 6}
 FUZZ_KERNELS = {1: (1, 2, 3, 5), 2: (1, 2, 3), 3: (1, 2, 3)}
 FUZZ_CHANNELS = 40
-FUZZ_POINTS = 32  # of a pixel, and images, at most: what the oracle's time depends on
+FUZZ_POINTS = 12  # of a pixel, and images, at most: what the oracle's time depends on
 # Displacements to nowhere, and one in so many that is such a one.
 NOWHERE = (np.nan, np.inf, -np.inf, 1e30, -1e30, 1e9, -1e9)
 NOWHERE_SHARE = 40
