@@ -178,35 +178,40 @@ INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_w
         }
 }
 
+/* Output channels of block o. */
+INLINE int64_t FN(outputs_of)(const deform_words *a, int64_t o)
+{
+    int64_t left = a->channels - o * a->w_width;
+    return left < a->w_width ? left : a->w_width;
+}
+
 /* Multiply the samples of some taps into the sums of some blocks of output channels. `following` is the next block of input
  * channels, or the same one again. */
 static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const block_words *block, const block_words *following,
                                 int64_t tap, int64_t taps, int64_t pixels, int64_t row, int64_t begin, int64_t end, int64_t add)
 {
     int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK], columns = taps * block->channels;
+    int64_t parts = (columns + a->k_block - 1) / a->k_block * pixels, panel_rows = a->w_width * a->w_row;
     for (int64_t k = 0; k < a->k_block; k++) {
         ones[k] = k;
         steps[k] = k * a->w_width;
     }
     for (int64_t o = begin; o < end; o++) {
-        int64_t channels = a->channels - o * a->w_width, parts = (columns + a->k_block - 1) / a->k_block * pixels;
-        int64_t nv = channels < a->w_width ? (channels + LANES - 1) / LANES : a->w_width / LANES;
-        const real *w = (const real *)a->w + o * a->w_block + block->w + tap * block->channels * a->w_width;
-        const real *next = 0; /* of the weights as they came, what is packed next */
-        int64_t next_rows = 0, next_columns = columns, some = channels < a->w_width ? channels : a->w_width;
+        int64_t channels = FN(outputs_of)(a, o), nv = (channels + LANES - 1) / LANES;
+        const real *w = s.panel, *next = 0; /* of the weights as they came, what is packed next */
+        int64_t next_rows = 0, next_columns = columns;
         if (a->panel) {
-            const real *given = (const real *)a->given + block->given + o * a->w_width * a->w_row;
-            FN(pack_block)(s.panel, a->w_width, given, a->w_row, some,
-                           (const int64_t *)block->offsets, (const int64_t *)block->places, columns);
-            w = s.panel;
+            const real *given = (const real *)a->given + block->given + o * panel_rows;
+            FN(pack_block)(s.panel, a->w_width, given, a->w_row, channels, (const int64_t *)block->offsets,
+                           (const int64_t *)block->places, columns);
             if (o + 1 < end) {
-                next = given + a->w_width * a->w_row;
-                next_rows = channels - a->w_width < a->w_width ? channels - a->w_width : a->w_width;
+                next = given + panel_rows, next_rows = FN(outputs_of)(a, o + 1);
             } else if (following != block) {
-                next = (const real *)a->given + following->given + begin * a->w_width * a->w_row;
-                next_rows = a->channels - begin * a->w_width < a->w_width ? a->channels - begin * a->w_width : a->w_width;
+                next = (const real *)a->given + following->given + begin * panel_rows, next_rows = FN(outputs_of)(a, begin);
                 next_columns = taps * following->channels;
             }
+        } else {
+            w = (const real *)a->w + o * a->w_block + block->w + tap * block->channels * a->w_width;
         }
         for (int64_t k = 0; k < columns; k += a->k_block) {
             int64_t count = columns - k < a->k_block ? columns - k : a->k_block;

@@ -292,7 +292,7 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t first = a->first_image + image == 0 && band == 0, last = a->first_image + image + 1 == a->batch && band + 1 == a->bands;
         int64_t *progress = (int64_t *)a->progress + task * PROGRESS_STEP, *before = progress - a->block_count * PROGRESS_STEP;
         int64_t follows = task >= a->block_count, add_points = block->shared;
-        const real *x = (const real *)a->x + image * a->x_image + block->x;
+        const real *x = a->x ? (const real *)a->x + image * a->x_image + block->x : 0;
         const real *gy = (const real *)a->gy + image * a->gy_image + block->group * a->channels;
         const real *w = (const real *)a->w + block->w;
         int64_t points = image * a->mask_image + block->offset_group * taps * plane;
@@ -304,7 +304,7 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
             int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block;
             columns = some * channels;
             /* Whole vectors as given are read, and a band that is all there is written, in place. */
-            int64_t in_place = a->as_given && columns % LANES == 0, out_in_place = in_place && first && last && band_end - band_begin <= tile;
+            int64_t in_place = a->as_given && columns % LANES == 0, out_in_place = a->gw && in_place && first && last && band_end - band_begin <= tile;
             const real *weights = in_place ? w + t : s.weights;
             real *sums = out_in_place ? (real *)a->gw + block->w + t : s.sums;
             if (pulled && !in_place)

@@ -28,7 +28,7 @@ INLINE void FN(PULL)(const deform_grad_words *a, const deform_words *f, const in
     for (int64_t p = 0; p < pixels; p++)
         for (int64_t t = 0; t < taps; t++) {
             int64_t base = s.at.base[(tap + t) * tile + p] * f->width;
-            const real *from = x + base, *pull = pulls + p * pull_row + t * pull_tap;
+            const real *from = sampled ? x + base : 0, *pull = pulls + p * pull_row + t * pull_tap;
             const real *weight = s.at.weight + (tap + t) * corners * tile + p;
             real *to = s.image + base, *column = s.at.columns + p * row + t * channels;
             real mask = s.at.mask[(tap + t) * tile + p];
