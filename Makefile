@@ -37,13 +37,14 @@ BENCH_PEERS ?= $(LIBRARIES) jax
 # The working directory stays off sys.path, in subprocesses too: only the installed package is imported.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test pytest lint format docs bench gpu peers wheel clean
+.PHONY: help demo test pytest lint format docs bench sanitize gpu peers wheel clean
 
 help:
 	@sed -n '3,4s/^#   //p' Makefile
 	@echo "make lint    ruff and mypy;  make format  rewrite by ruff"
 	@echo "make docs    the documentation, with the results of its code -> docs/site/index.html"
 	@echo "make bench   time layers of known networks against other libraries -> bench-results/"
+	@echo "make sanitize  random problems under the address sanitiser"
 	@echo "make gpu     the tests that need an NVIDIA GPU, with PyTorch to compare with"
 	@echo "make peers   install the libraries that some tests compare with"
 	@echo "make wheel   sdist -> wheel -> clean install, checked"
@@ -73,6 +74,16 @@ docs: $(VENV)/extra-docs
 bench: $(VENV)/extra-bench
 	$(if $(BENCH_PEERS),$(PIP) install -q $(BENCH_PEERS))
 	$(BIN)/python -m fastconv bench $(BENCH_ARGS)
+
+# The compiled module alone, built for the address and undefined-behaviour sanitisers of GCC, on random problems:
+#                                            make sanitize SANITIZE_ARGS="--fuzz 2000 --op 'conv*'"
+SANITIZE_ARGS ?= --fuzz 20000 --op 'deform*' --op 'dcn*'
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: $(VENV)/installed
+	rm -rf build
+	CC=gcc FASTCONV_CFLAGS="-O1 -g1 $(SANITIZERS)" FASTCONV_LDFLAGS="$(SANITIZERS)" $(PIP) install -q --no-deps --target build/sanitized .
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
+	  $(BIN)/python -m fastconv verify --backend cython $(SANITIZE_ARGS)
 
 # numba-cuda brings no compiler of its own; that of CUDA 13 needs a driver of 580 or newer:  make gpu CUDA=cu12
 CUDA ?= cu13

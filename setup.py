@@ -1,6 +1,8 @@
 """Builds the one compiled module; everything else about the package is in pyproject.toml."""
 
 import glob
+import os
+import shlex
 
 import numpy
 from setuptools import Extension, setup
@@ -27,8 +29,9 @@ setup(
             depends=sorted(glob.glob("src/*.h")),
             include_dirs=["src", numpy.get_include()],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-            extra_compile_args=FLAGS,
-            extra_link_args=["-pthread"],
+            # More of them for a build of one's own, behind these: for sanitisers, say.
+            extra_compile_args=FLAGS + shlex.split(os.environ.get("FASTCONV_CFLAGS", "")),
+            extra_link_args=["-pthread", *shlex.split(os.environ.get("FASTCONV_LDFLAGS", ""))],
         )
     ]
 )

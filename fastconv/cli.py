@@ -5,6 +5,7 @@ user can mend is told in one line on stderr, without a traceback.
 """
 
 import argparse
+import fnmatch
 import importlib.util
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import TextIO
 
 from . import __version__, config, registry
 from .errors import BackendError, UnsupportedError
+from .problem import SEPARABLE
 
 __all__ = ["main"]
 
@@ -76,6 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check backends against the oracle on generated problems")
     _add_backend(verify)
     verify.add_argument("--quick", action="store_true", help="take a quarter of the problems")
+    verify.add_argument(
+        "--op",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="operations to check, such as 'deform*'; repeatable (default: all)",
+    )
+    verify.add_argument(
+        "--fuzz",
+        type=int,
+        metavar="N",
+        help="take N small random problems, with displacements to nowhere among them",
+    )
+    verify.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the random problems (default: 0)"
+    )
     verify.set_defaults(command=_verify)
 
     demo = commands.add_parser("demo", help="run every variant of convolution on a photograph")
@@ -211,14 +229,21 @@ def cpu_model() -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from .testing import check_backend
+    from .testing import check_backend, fuzz_backend
 
+    ops = _matching_ops(arguments.op, arguments.fuzz is not None)
+    if arguments.fuzz is not None and arguments.fuzz < 1:
+        raise UsageError(f"--fuzz must be at least 1, got {arguments.fuzz}")
     names = arguments.backend or [status.name for status in registry.backends() if status.available]
     for name in names:  # an unknown or unusable one is told before the others have taken their time
         _require_usable(name)
     failed = False
     for name in names:
-        report = check_backend(name, quick=arguments.quick, progress=_Counter(name, sys.stderr))
+        progress = _Counter(name, sys.stderr)
+        if arguments.fuzz is None:
+            report = check_backend(name, ops, quick=arguments.quick, progress=progress)
+        else:
+            report = fuzz_backend(name, ops, arguments.fuzz, seed=arguments.seed, progress=progress)
         shown = str(report)
         hidden = len(report.failed) - FAILURES_SHOWN
         if hidden > 0:
@@ -228,6 +253,15 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(shown, flush=True)
         failed |= bool(report.failed)
     return FAILED if failed else OK
+
+
+def _matching_ops(patterns: Sequence[str], fuzzed: bool) -> list[str]:
+    """Return the operations that one of the patterns matches; all where there are none. Separable ones are not fuzzed."""
+    known = [op for op in registry.ALL_OPS if not (fuzzed and op in SEPARABLE)]
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise UsageError(f"--op {pattern} matches none of {', '.join(known)}")
+    return [op for op in known if not patterns or any(fnmatch.fnmatchcase(op, p) for p in patterns)]
 
 
 def _require_usable(name: str) -> None:

@@ -9,12 +9,13 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from . import functional, registry
+from . import config, functional, registry
 from .call import Call, prepare
 from .plan import Plan
 from .problem import (
@@ -41,6 +42,8 @@ __all__ = [
     "assert_exact",
     "cases",
     "check_backend",
+    "fuzz_backend",
+    "fuzz_cases",
     "max_error",
 ]
 
@@ -60,6 +63,14 @@ LARGE, LARGE_FROM = 9, 20
 EXACT_ACTIVATIONS = (None, "relu", "relu6", "hardswish")
 SMOOTH_ACTIVATIONS = tuple(sorted(set(ACTIVATIONS) - set(EXACT_ACTIVATIONS)))
 LONGEST = {1: 150, 2: 23, 3: 9}  # of an input axis, by rank
+# Of random problems, which are many: small, but with several tasks and blocks of channels among them.
+FUZZ_LONGEST = {1: 200, 2: 15, 3: 6}
+FUZZ_KERNELS = {1: (1, 2, 3, 5), 2: (1, 2, 3), 3: (1, 2, 3)}
+FUZZ_CHANNELS = 40
+FUZZ_POINTS = 12  # of a pixel, and images, at most: what the oracle's time depends on
+# Displacements to nowhere, and one in so many that is such a one.
+NOWHERE = (np.nan, np.inf, -np.inf, 1e30, -1e30, 1e9, -1e9)
+NOWHERE_SHARE = 40
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,8 @@ class Case:
     dtype : str
     seed : int
         Of the data.
+    wild : bool
+        Whether some displacements are NaN, infinite, or lead far away.
     """
 
     op: str
@@ -92,6 +105,7 @@ class Case:
     mask: bool
     dtype: str
     seed: int
+    wild: bool = False
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of the call by argument name."""
@@ -108,6 +122,9 @@ class Case:
             problem = replace(problem, offset_groups=self.offset_groups)
             shape = self._laid_out(problem.offset_shape)
             operands["offset"] = (rng.integers(-reach, reach + 1, shape) / steps).astype(self.dtype)
+            if self.wild:
+                chosen = rng.random(shape) * NOWHERE_SHARE < 1
+                operands["offset"][chosen] = rng.choice(NOWHERE, chosen.sum())
             if problem.variant == "dcnv3":
                 operands["mask"] = self._logits(rng, problem)
             elif self.mask:
@@ -161,7 +178,8 @@ class Case:
     def __str__(self) -> str:
         return (
             f"fastconv.testing.Case({self.op!r}, {self.input_shape}, {self.weight_shape}, {self.options}, bias={self.bias}, "
-            f"offset_groups={self.offset_groups}, mask={self.mask}, dtype={self.dtype!r}, seed={self.seed})"
+            f"offset_groups={self.offset_groups}, mask={self.mask}, dtype={self.dtype!r}, seed={self.seed}"
+            + (", wild=True)" if self.wild else ")")
         )
 
 
@@ -298,12 +316,70 @@ def cases(op: str, count: int = 40, seed: int = 0) -> Iterator[Any]:
         yield _case(op, variant, ndim, index, rng)
 
 
-def _case(op: str, variant: str, ndim: int, index: int, rng: np.random.Generator) -> Case:
+def fuzz_cases(ops: Sequence[str], count: int, seed: int = 0) -> Iterator[Any]:
+    """Generate small random cases of some operations in turn, wild ones among them.
+
+    Parameters
+    ----------
+    ops : sequence of str
+        Of functions other than separable ones, or of their gradients.
+    count, seed : int
+
+    Yields
+    ------
+    Case or GradCase
+        Each depends on `seed` and its place alone.
+
+    Examples
+    --------
+    >>> from fastconv.testing import fuzz_cases
+    >>> [case.op for case in fuzz_cases(["dcnv4", "deform_conv1d_grad"], 3)]
+    ['dcnv4', 'deform_conv1d_grad', 'dcnv4']
+    """
+    for place in range(count):
+        op = ops[place % len(ops)]
+        forward = forward_op(op) if op in GRAD_OPS else op
+        variant, ndim = parse_op(forward)
+        rng = np.random.default_rng([seed, place])
+        groups, wide, deep = (int(n) for n in rng.integers(1, (6, 9, 9)))
+        step = max(FUZZ_CHANNELS // groups // 8, 1)
+        channels = (groups * wide * step, groups * deep * step, groups)
+        index = int(rng.integers(0, 1 << 16))
+        case = _case(forward, variant, ndim, index, rng, channels, FUZZ_LONGEST[ndim], FUZZ_KERNELS[ndim])
+        case = replace(case, seed=index, wild=bool(case.offset_groups and rng.integers(0, 2)))
+        if case.offset_groups:
+            case = _with_fewer_points(case)
+        yield GradCase(op, case) if op in GRAD_OPS else case
+
+
+def _with_fewer_points(case: Case) -> Case:
+    """Return the case with so few images and offset groups that the oracle takes milliseconds."""
+    problem = case._geometry()
+    most = max(FUZZ_POINTS // problem.taps, 1)
+    channels = problem.out_channels if problem.transposed else problem.in_channels
+    batch = min(problem.batch, most)
+    groups = max(
+        d for d in range(1, case.offset_groups + 1) if channels % d == 0 and d * batch <= max(most, batch)
+    )
+    return replace(case, input_shape=(batch, *case.input_shape[1:]), offset_groups=groups)
+
+
+def _case(
+    op: str,
+    variant: str,
+    ndim: int,
+    index: int,
+    rng: np.random.Generator,
+    channels: tuple[int, int, int] | None = None,
+    longest: int | None = None,
+    kernels: tuple[int, ...] = (),
+) -> Case:
     # The choices that select a kernel take turns; everything else is drawn.
-    channels = c, o, g = CHANNELS[index % len(CHANNELS)]
+    channels = c, o, g = channels or CHANNELS[index % len(CHANNELS)]
     layout = ("NCHW", "NHWC")[(index // 2) % 2]
-    longest = LONGEST[ndim] if max(channels) < 100 else 7
-    kernel = tuple(_different(rng, (1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4), ndim))
+    longest = longest or (LONGEST[ndim] if max(channels) < 100 else 7)
+    kernels = kernels or ((1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4))
+    kernel = tuple(_different(rng, kernels, ndim))
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     # On other turns than the layout's, so that each layout is dilated.
     dilation = (1,) * ndim if (index + 2) % 8 < 4 else tuple(_different(rng, (1, 2, 3, 4), ndim))
@@ -541,16 +617,73 @@ def check_backend(
     return report
 
 
+def fuzz_backend(
+    name: str,
+    ops: Sequence[str],
+    count: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run every kernel of a backend on small random problems, each on the next of the machine's instruction sets.
+
+    What is compared is that of :func:`check_backend`.
+
+    Parameters
+    ----------
+    name : str
+        The backend.
+    ops : sequence of str
+        As for :func:`fuzz_cases`.
+    count, seed : int
+        Number of problems, and the seed of their generator.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each problem.
+
+    Returns
+    -------
+    Report
+
+    Examples
+    --------
+    >>> import fastconv.testing
+    >>> report = fastconv.testing.fuzz_backend("numpy", ["deform_conv1d"], 4)
+    >>> report.passed, report.failed
+    (12, [])
+    """
+    entry = registry.find_backend(name)
+    entry.ready()
+    report = Report(name)
+    for done, case in enumerate(fuzz_cases(ops, count, seed)):
+        isas = _instruction_sets()
+        with config.limit_isa(isas[done % len(isas)]) if isas else nullcontext():
+            check_case(case, entry, report, telling=False)
+        if progress is not None:
+            progress(done + 1, count)
+    return report
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    try:
+        from . import _native
+    except ImportError:
+        return ()
+    return _native.isas()
+
+
 def check_case(
     case: Case | GradCase | SeparableCase,
     entry: registry.Entry,
     report: Report,
     tolerance: float = 0.0,
     known: dict[str, Any] | None = None,
+    *,
+    telling: bool = True,
 ) -> None:
     """Run one case on every kernel of a backend that accepts it and add what was found to the report.
 
-    `known` keeps the oracle's answers, by case, for whoever asks about several backends.
+    `known` keeps the oracle's answers, by case, for whoever asks about several backends. A case that is to be `telling`
+    must have a result that could tell a wrong kernel from a right one.
     """
     known = {} if known is None else known
     if isinstance(case, GradCase):
@@ -561,7 +694,8 @@ def check_case(
     if str(case) not in known:
         known[str(case)] = _run(reference, operands)
     expected = known[str(case)]
-    trust(expected, case)
+    if telling:
+        trust(expected, case)
     for kernel, refusal in registry.verdicts(reference.problem, entry):
         if refusal is not None:
             report.refused[refusal] += 1

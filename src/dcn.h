@@ -56,6 +56,30 @@ static void FN(dcn_softmax)(const deform_words *a, real *mask, int64_t taps, int
     }
 }
 
+/* All points of a tile; `scaled` is room for its offsets, once they are scaled, and `fractions` is 0 but for gradients. */
+static void FN(dcn_points)(const dcn_words *d, FN(deform_work) s, const real *offset, const real *mask, int64_t plane, int64_t pixels,
+                           real *scaled, real *fractions)
+{
+    const deform_words *a = (const deform_words *)d;
+    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w;
+    double scale;
+    memcpy(&scale, &d->scale, sizeof scale);
+    for (int64_t t = 0; t < taps; t++) {
+        if (t == d->skipped)
+            continue;
+        if (fractions)
+            s.fraction = fractions + t * 3 * a->tile;
+        if (scale == 1)
+            FN(deform_points)(a, s, offset, plane, mask, t, pixels, fractions != 0);
+        else
+            FN(deform_points)(a, s, FN(dcn_offsets)(d, a, (real)scale, offset, plane, t, pixels, scaled), a->tile, mask, t, pixels, fractions != 0);
+        offset += 2 * plane;
+        mask += plane;
+    }
+    if (d->softmax)
+        FN(dcn_softmax)(a, s.mask, taps, d->skipped, pixels);
+}
+
 /* sums[c] of one pixel for up to DCN_VECTORS vectors of channels. */
 INLINE void FN(dcn_sum)(const deform_words *a, FN(deform_work) s, const int vectors, const real *x, const int64_t *delta,
                         int64_t taps, int64_t skipped, int64_t p, real *sums)
@@ -93,8 +117,6 @@ static void FN(dcn)(const int64_t *words, int64_t begin, int64_t end, int64_t th
     FN(deform_work) s = FN(deform_scratch)(a, thread);
     int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w;
     int64_t delta[4] = {0, a->width, a->line_h * a->width, (a->line_h + 1) * a->width};
-    double scale;
-    memcpy(&scale, &d->scale, sizeof scale);
     for (int64_t task = begin; task < end; task++) {
         int64_t tile = task % a->tiles, group = task / a->tiles % a->groups, image = task / a->tiles / a->groups;
         int64_t first = tile * a->tile, pixels = plane - first < a->tile ? plane - first : a->tile;
@@ -105,18 +127,7 @@ static void FN(dcn)(const int64_t *words, int64_t begin, int64_t end, int64_t th
         mask = FN(dcn_turned)(mask, d->mask_pixel, d->points, first, pixels, a->tile, room, &step);
         offset = FN(dcn_turned)(offset, d->offset_pixel, 2 * d->points, first, pixels, a->tile, room + d->points * a->tile, &step);
         FN(deform_grid)(a, first, pixels, s.grid);
-        for (int64_t t = 0; t < taps; t++) {
-            if (t == d->skipped)
-                continue;
-            if (scale == 1)
-                FN(deform_points)(a, s, offset, step, mask, t, pixels, 0);
-            else
-                FN(deform_points)(a, s, FN(dcn_offsets)(d, a, (real)scale, offset, step, t, pixels, s.columns), a->tile, mask, t, pixels, 0);
-            offset += 2 * step;
-            mask += step;
-        }
-        if (d->softmax)
-            FN(dcn_softmax)(a, s.mask, taps, d->skipped, pixels);
+        FN(dcn_points)(d, s, offset, mask, step, pixels, s.columns, 0);
         const real *x = (const real *)a->x + image * a->x_image + group * d->x_group;
         for (int64_t p = 0; p < pixels; p++)
             for (int64_t c = 0; c < a->channels; c += DCN_VECTORS * LANES) {
@@ -135,6 +146,6 @@ static void FN(dcn)(const int64_t *words, int64_t begin, int64_t end, int64_t th
                     FN(dcn_sum)(a, s, DCN_VECTORS, x + c, delta, taps, d->skipped, p, sums);
                 }
             }
-        FN(deform_finish)(a, s, group, pixels, (real *)a->y + image * a->y_image + first * a->y_w);
+        FN(deform_finish)(a, s, group, pixels, 0, 1, (real *)a->y + image * a->y_image + first * a->y_w);
     }
 }

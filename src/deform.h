@@ -18,7 +18,9 @@ typedef struct {
     int64_t *base;  /* [taps][tile] first corner, in pixels */
     real *weight;   /* [taps][corners][tile] */
     real *mask;     /* [taps][tile] */
-    real *columns, *sums, *turned;
+    real *turned, *sums;
+    real *panel;    /* weights of a block of input and one of output channels, where they are packed as they are used */
+    real *columns;
 } FN(deform_work);
 
 INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
@@ -32,8 +34,11 @@ INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
     s.fraction = at, at += 3 * a->tile;
     s.weight = at, at += taps * corners * a->tile;
     s.mask = at, at += taps * a->tile;
+    /* A vector across two cache lines is two: samples took half as long again. */
+    at = (real *)(((intptr_t)at + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     s.turned = at, at += a->w_width * (a->tile + LANES);
     s.sums = at, at += a->w_blocks * a->tile * a->w_width;
+    s.panel = at, at += a->panel;
     s.columns = at;
     return s;
 }
@@ -173,36 +178,61 @@ INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_w
         }
 }
 
-static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const real *w, int64_t taps, int64_t pixels,
-                                int64_t row, int64_t add)
+/* Output channels of block o. */
+INLINE int64_t FN(outputs_of)(const deform_words *a, int64_t o)
 {
-    int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK];
+    int64_t left = a->channels - o * a->w_width;
+    return left < a->w_width ? left : a->w_width;
+}
+
+/* Multiply the samples of some taps into the sums of some blocks of output channels. `following` is the next block of input
+ * channels, or the same one again. */
+static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const block_words *block, const block_words *following,
+                                int64_t tap, int64_t taps, int64_t pixels, int64_t row, int64_t begin, int64_t end, int64_t add)
+{
+    int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK], columns = taps * block->channels;
+    int64_t parts = (columns + a->k_block - 1) / a->k_block * pixels, panel_rows = a->w_width * a->w_row;
     for (int64_t k = 0; k < a->k_block; k++) {
         ones[k] = k;
         steps[k] = k * a->w_width;
     }
-    for (int64_t k = 0; k < taps; k += a->k_block) {
-        int64_t count = taps - k < a->k_block ? taps - k : a->k_block;
-        for (int64_t block = 0; block < a->w_blocks; block++) {
-            int64_t channels = a->channels - block * a->w_width;
-            int64_t nv = channels < a->w_width ? (channels + LANES - 1) / LANES : a->w_width / LANES;
+    for (int64_t o = begin; o < end; o++) {
+        int64_t channels = FN(outputs_of)(a, o), nv = (channels + LANES - 1) / LANES;
+        const real *w = s.panel, *next = 0; /* of the weights as they came, what is packed next */
+        int64_t next_rows = 0, next_columns = columns;
+        if (a->panel) {
+            const real *given = (const real *)a->given + block->given + o * panel_rows;
+            FN(pack_block)(s.panel, a->w_width, given, a->w_row, channels, (const int64_t *)block->offsets,
+                           (const int64_t *)block->places, columns);
+            if (o + 1 < end) {
+                next = given + panel_rows, next_rows = FN(outputs_of)(a, o + 1);
+            } else if (following != block) {
+                next = (const real *)a->given + following->given + begin * panel_rows, next_rows = FN(outputs_of)(a, begin);
+                next_columns = taps * following->channels;
+            }
+        } else {
+            w = (const real *)a->w + o * a->w_block + block->w + tap * block->channels * a->w_width;
+        }
+        for (int64_t k = 0; k < columns; k += a->k_block) {
+            int64_t count = columns - k < a->k_block ? columns - k : a->k_block;
             for (int64_t p = 0; p < pixels; p += LANE_ROWS) {
-                int64_t rows = pixels - p < LANE_ROWS ? pixels - p : LANE_ROWS;
+                int64_t rows = pixels - p < LANE_ROWS ? pixels - p : LANE_ROWS, part = k / a->k_block * pixels + p;
                 const real *pixel[LANE_ROWS];
                 for (int64_t r = 0; r < rows; r++)
                     pixel[r] = s.columns + (p + r) * row + k;
-                FN(tiles)[rows][nv](count, pixel, ones, w + block * a->w_block + k * a->w_width, steps,
-                                    s.sums + (block * a->tile + p) * a->w_width, a->w_width, add || k > 0);
+                FN(prefetch_rows)(next, a->w_row, next_rows * part / parts, next_rows * (part + rows) / parts, next_columns);
+                FN(tiles)[rows][nv](count, pixel, ones, w + k * a->w_width, steps, s.sums + (o * a->tile + p) * a->w_width,
+                                    a->w_width, add || k > 0);
             }
         }
     }
 }
 
-static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t group, int64_t pixels, real *y)
+static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t group, int64_t pixels, int64_t begin, int64_t end, real *y)
 {
     const real *bias = a->b ? (const real *)a->b + group * a->channels : 0;
     FN(run) run = {.x = 0, .at = 0, .count = pixels, .y = 0};
-    for (int64_t block = 0; block < a->w_blocks; block++) {
+    for (int64_t block = begin; block < end; block++) {
         int64_t first = block * a->w_width, channels = a->channels - first < a->w_width ? a->channels - first : a->w_width;
         real *c = s.sums + block * a->tile * a->w_width, *to = y + (group * a->channels + first) * a->y_channel;
         if (bias || a->activation)
@@ -225,7 +255,8 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
     FN(deform_work) s = FN(deform_scratch)(a, thread);
     int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w;
     for (int64_t task = begin; task < end; task++) {
-        int64_t image = task / a->tiles, first = task % a->tiles * a->tile;
+        int64_t rest = task / a->splits, image = rest / a->tiles, first = rest % a->tiles * a->tile;
+        int64_t o_begin = task % a->splits * a->w_blocks / a->splits, o_end = (task % a->splits + 1) * a->w_blocks / a->splits;
         int64_t pixels = plane - first < a->tile ? plane - first : a->tile, add = 0, offset_group = -1;
         FN(deform_grid)(a, first, pixels, s.grid);
         for (int64_t b = 0; b < a->block_count; b++) {
@@ -248,12 +279,11 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
                     FN(deform_sample)(a, 1, s, x, block->channels, t, some, pixels, row);
                 else
                     FN(deform_sample)(a, 3, s, x, block->channels, t, some, pixels, row);
-                FN(deform_multiply)(a, s, (const real *)a->w + block->w + t * block->channels * a->w_width, some * block->channels,
-                                    pixels, row, add);
+                FN(deform_multiply)(a, s, block, block + (b + 1 < a->block_count), t, some, pixels, row, o_begin, o_end, add);
                 add = 1;
             }
             if (block->last) {
-                FN(deform_finish)(a, s, block->group, pixels, (real *)a->y + image * a->y_image + first * a->y_w);
+                FN(deform_finish)(a, s, block->group, pixels, o_begin, o_end, (real *)a->y + image * a->y_image + first * a->y_w);
                 add = 0;
             }
         }

@@ -13,12 +13,6 @@
  * threads'. Taps are taken some at a time: columns, too, do not grow with the kernel.
  */
 
-#if IS_FLOAT
-#define FLOOR floorf
-#else
-#define FLOOR floor
-#endif
-
 typedef struct {
     FN(deform_work) at; /* the points of a tile */
     real *fractions;    /* [taps][3][tile] */
@@ -120,17 +114,36 @@ typedef real FN(oct) __attribute__((vector_size(8 * sizeof(real))));
 #include "deform_pull.h"
 #undef NARROW_FMA
 
-INLINE void FN(deform_pull)(const deform_grad_words *a, const deform_words *f, const int ndim, FN(deform_grad_work) s, const real *x,
-                            int64_t channels, int64_t tap, int64_t taps, int64_t pixels)
+INLINE void FN(pull_rank)(const deform_grad_words *a, const deform_words *f, const int ndim, const int sampled, FN(deform_grad_work) s,
+                          const real *x, int64_t channels, const real *pulls, int64_t pull_row, int64_t pull_tap, int64_t tap,
+                          int64_t taps, int64_t pixels)
 {
     if (f->width % LANES == 0)
-        FN(pull_vectors)(a, f, ndim, s, x, channels, tap, taps, pixels);
+        FN(pull_vectors)(a, f, ndim, sampled, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
 #if VEC_BYTES == 64 && IS_FLOAT
     else if (f->width % 8 == 0)
-        FN(pull_octs)(a, f, ndim, s, x, channels, tap, taps, pixels);
+        FN(pull_octs)(a, f, ndim, sampled, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
 #endif
     else
-        FN(pull_quads)(a, f, ndim, s, x, channels, tap, taps, pixels);
+        FN(pull_quads)(a, f, ndim, sampled, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
+}
+
+static void FN(deform_pull)(const deform_grad_words *a, const deform_words *f, FN(deform_grad_work) s, const real *x, int64_t channels,
+                            const real *pulls, int64_t pull_row, int64_t pull_tap, int64_t tap, int64_t taps, int64_t pixels)
+{
+    int64_t sampled = a->goffset || a->gmask || a->gw;
+    if (f->ndim == 2 && sampled)
+        FN(pull_rank)(a, f, 2, 1, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
+    else if (f->ndim == 2)
+        FN(pull_rank)(a, f, 2, 0, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
+    else if (f->ndim == 1 && sampled)
+        FN(pull_rank)(a, f, 1, 1, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
+    else if (f->ndim == 1)
+        FN(pull_rank)(a, f, 1, 0, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
+    else if (sampled)
+        FN(pull_rank)(a, f, 3, 1, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
+    else
+        FN(pull_rank)(a, f, 3, 0, s, x, channels, pulls, pull_row, pull_tap, tap, taps, pixels);
 }
 
 /* Gradients of the offsets and the mask of one tap from its dots: those of corners, weighted by slopes or shares. NaN
@@ -169,41 +182,29 @@ INLINE void FN(point_grads)(const deform_words *f, const int ndim, FN(deform_gra
         }
 }
 
-/* The lines low..high of the bordered image, along its slowest axis, that points of the band touch. */
-static void FN(touched_lines)(const deform_grad_words *a, const deform_words *f, FN(deform_grad_work) s, const real *offset,
-                              int64_t begin, int64_t end, int64_t *low, int64_t *high)
+/* Clear what points of some taps touch of the image's gradient, beside lines low..high along its slowest axis, which are
+ * clear already. */
+static void FN(clear_touched)(const deform_words *f, FN(deform_grad_work) s, int64_t tap, int64_t taps, int64_t pixels, int64_t *low,
+                              int64_t *high)
 {
-    int64_t taps = f->kernel_d * f->kernel_h * f->kernel_w, plane = f->out_d * f->out_h * f->out_w, axis = 3 - f->ndim;
-    int64_t inner = axis == 0 ? f->kernel_h * f->kernel_w : axis == 1 ? f->kernel_w : 1;
-    int64_t dilation = axis == 0 ? f->dil_d : axis == 1 ? f->dil_h : f->dil_w;
-    int64_t size = axis == 0 ? f->size_d : axis == 1 ? f->size_h : f->size_w;
-    vec edge = FN(splat)(-1), top = FN(splat)((real)size), least = top, most = edge;
-    for (int64_t first = begin; first < end; first += f->tile) {
-        int64_t pixels = end - first < f->tile ? end - first : f->tile;
-        FN(deform_grid)(f, first, pixels, s.at.grid);
-        for (int64_t t = 0; t < taps; t++) {
-            vec shift = FN(splat)((real)(t / inner * dilation));
-            const real *grid = s.at.grid + axis * f->tile, *moved = offset + t * f->ndim * plane + first;
-            for (int64_t p = 0; p < pixels; p += LANES) {
-                int64_t some = pixels - p;
-                vec at = some < LANES ? (FN(load_part)(grid + p, some) + shift) + FN(load_part)(moved + p, some)
-                                      : (FN(load)(grid + p) + shift) + FN(load)(moved + p);
-                ivec in = (ivec)(at >= edge) & (ivec)(at < top);
-                least = FN(select)(in & (ivec)(at < least), at, least);
-                most = FN(select)(in & (ivec)(at > most), at, most);
-            }
+    int64_t slow = f->ndim == 3 ? f->line_d : f->ndim == 2 ? f->line_h : 1, least = f->outside, most = -1;
+    for (int64_t t = tap; t < tap + taps; t++)
+        for (int64_t p = 0; p < pixels; p++) {
+            int64_t base = s.at.base[t * f->tile + p];
+            least = base < least ? base : least;
+            most = base < f->outside && base > most ? base : most;
         }
-    }
-    (void)a;
-    real lowest = (real)size, highest = -1;
-    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++) {
-        lowest = least[i] < lowest ? least[i] : lowest;
-        highest = most[i] > highest ? most[i] : highest;
-    }
-    *low = (int64_t)FLOOR(lowest) + 1;
-    *high = (int64_t)FLOOR(highest) + 3;
-    if (*high > size + 2)
-        *high = size + 2;
+    if (most < 0)
+        return;
+    int64_t first = least / slow, last = most / slow + 2, line = slow * f->width;
+    if (*low == *high)
+        *low = *high = first;
+    if (first < *low)
+        FN(clear)(s.image + first * line, (*low - first) * line);
+    if (last > *high)
+        FN(clear)(s.image + *high * line, (last - *high) * line);
+    *low = first < *low ? first : *low;
+    *high = last > *high ? last : *high;
 }
 
 /* Add to (or write) the gradient of the input what the thread has summed of lines low..high. */
@@ -287,28 +288,23 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
         const grad_block_words *block = blocks + task % a->block_count;
         int64_t band = task / a->block_count % a->bands, image = task / a->block_count / a->bands;
         int64_t band_begin = band * a->band, band_end = plane - band_begin < a->band ? plane : band_begin + a->band;
-        int64_t channels = block->channels, columns, low = 0, high = slow_size + 2;
+        int64_t channels = block->channels, columns, low = 0, high = band > 0 ? 0 : slow_size + 2;
         int64_t first = a->first_image + image == 0 && band == 0, last = a->first_image + image + 1 == a->batch && band + 1 == a->bands;
         int64_t *progress = (int64_t *)a->progress + task * PROGRESS_STEP, *before = progress - a->block_count * PROGRESS_STEP;
         int64_t follows = task >= a->block_count, add_points = block->shared;
-        const real *x = (const real *)a->x + image * a->x_image + block->x;
+        const real *x = a->x ? (const real *)a->x + image * a->x_image + block->x : 0;
         const real *gy = (const real *)a->gy + image * a->gy_image + block->group * a->channels;
         const real *w = (const real *)a->w + block->w;
         int64_t points = image * a->mask_image + block->offset_group * taps * plane;
         const real *offset = (const real *)a->offset + points * f->ndim, *mask = a->mask ? (const real *)a->mask + points : 0;
         real *goffset = a->goffset ? (real *)a->goffset + points * f->ndim : 0, *gmask = a->gmask ? (real *)a->gmask + points : 0;
-        if (a->gx) {
-            low = 0, high = slow_size + 2;
-            if (band > 0)
-                FN(touched_lines)(a, f, s, offset, band_begin, band_end, &low, &high);
-            if (low < high)
-                FN(clear)(s.image + low * slow * f->width, (high - low) * slow * f->width);
-        }
+        if (a->gx && low < high)
+            FN(clear)(s.image, high * slow * f->width);
         for (int64_t t = 0, step = 0; t < taps; t += a->tap_block) {
             int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block;
             columns = some * channels;
             /* Whole vectors as given are read, and a band that is all there is written, in place. */
-            int64_t in_place = a->as_given && columns % LANES == 0, out_in_place = in_place && first && last && band_end - band_begin <= tile;
+            int64_t in_place = a->as_given && columns % LANES == 0, out_in_place = a->gw && in_place && first && last && band_end - band_begin <= tile;
             const real *weights = in_place ? w + t : s.weights;
             real *sums = out_in_place ? (real *)a->gw + block->w + t : s.sums;
             if (pulled && !in_place)
@@ -324,12 +320,9 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                     FN(multiply_columns)(a, pixels, columns, a->channels, gy + at * a->gy_row, a->gy_row, 1, weights, in_place ? a->w_row : a->row, s.pulls, a->row, 0);
                     if (a->as_given)
                         FN(turn_rows)(a, s, s.pulls, pixels, channels, some);
-                    if (f->ndim == 2)
-                        FN(deform_pull)(a, f, 2, s, x, channels, t, some, pixels);
-                    else if (f->ndim == 1)
-                        FN(deform_pull)(a, f, 1, s, x, channels, t, some, pixels);
-                    else
-                        FN(deform_pull)(a, f, 3, s, x, channels, t, some, pixels);
+                    if (a->gx && band > 0)
+                        FN(clear_touched)(f, s, t, some, pixels, &low, &high);
+                    FN(deform_pull)(a, f, s, x, channels, s.pulls, a->row, channels, t, some, pixels);
                 } else if (f->ndim == 2) {
                     FN(deform_sample)(f, 2, s.at, x, channels, t, some, pixels, a->row);
                 } else if (f->ndim == 1) {
@@ -378,5 +371,3 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
     }
 }
 
-#undef FLOOR
-#undef DOTS_OF

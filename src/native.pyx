@@ -45,6 +45,7 @@ cdef extern from "native.h" nogil:
         int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes
     void join(const int64_t *, int64_t, int64_t, int64_t)
     void program_run(const program_words *, const int64_t *, int64_t, int, int)
+    int64_t KEPT_BYTES
     double time_limit(limit_fn, int64_t, int64_t, int, int)
     void *allocate(int64_t)
     int watch_forks()
@@ -127,7 +128,6 @@ cdef void *arena_at[ARENAS]
 cdef int64_t arena_size[ARENAS]
 cdef int arena_count = 0
 cdef int64_t arena_total = 0
-cdef int64_t KEPT_BYTES = 1 << 28
 
 
 cdef void *take_arena(int64_t size, int64_t *got) except NULL:

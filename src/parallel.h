@@ -27,6 +27,13 @@ typedef struct {
     int64_t stage_count, patch_count, word_count, images_per_chunk, thread_bytes;
 } program_words;
 
+/* Scratch that is kept between calls; none for the address sanitiser, which sees what lies behind fresh scratch alone. */
+#if defined(__SANITIZE_ADDRESS__)
+#define KEPT_BYTES 0
+#else
+#define KEPT_BYTES (1 << 28)
+#endif
+
 /* Scratch on cache lines; what follows the arena is never touched. */
 static void *allocate(int64_t size)
 {

@@ -179,7 +179,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(first_tasks) W(first_band) W(second_tasks) W(second_band) /* of an image, and of a band */
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
- * behind the slowest axis). A task is a tile of output pixels. */
+ * behind the slowest axis). A task is a tile of output pixels, and some blocks of output channels. */
 #define DEFORM_WORDS(W)                                                                                                \
     W(x) W(w) W(b) W(offset) W(mask) W(y) W(work) W(work_stride) W(images)                                             \
     W(x_image) W(offset_image) W(mask_image) W(y_image) W(y_channel) W(y_w)                                            \
@@ -191,8 +191,10 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(kernel_d) W(kernel_h) W(kernel_w)                                                                                \
     W(blocks) W(block_count)   /* records of BLOCK_WORDS */                                                            \
     W(groups) W(channels)      /* weight groups, output channels of one */                                             \
-    W(w_width) W(w_blocks) W(w_block)                                                                                             \
-    W(tile) W(tiles)           /* output pixels of a task, tasks of an image */                                        \
+    W(w_width) W(w_blocks) W(w_block)                                                                                  \
+    W(given) W(w_row) W(panel) /* weights as they came, and room to pack some of them; 0: all are packed before */     \
+    W(tile) W(tiles)           /* output pixels of a task, and in how many tiles an image has them */                  \
+    W(splits)                  /* tasks that share the blocks of output channels of a tile */                          \
     W(tap_block) W(k_block) W(activation)
 
 /* dcn: as deform, for 2-D. Groups are those of offsets, each in a block of its own, and `channels` those of a group. */
@@ -205,13 +207,14 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(offset_pixel) W(mask_pixel) /* from a pixel to the next: 1, or the channels if these come last */                \
     W(softmax)                 /* whether masks are logits */
 
-/* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width]. */
-#define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last)
+/* Input channels that share a weight group and an offset group. Weights are packed [block of O][k][w_width], or as they
+ * are used: from `given` on, those at `offsets` in a row to `places`. */
+#define BLOCK_WORDS(W) W(x) W(channels) W(group) W(offset_group) W(w) W(last) W(given) W(offsets) W(places)
 
-/* deform_grad: gradients of the same; those not wanted have address 0. A task is a band of output pixels of an image and a
+/* deform_grad, dcn_grad: gradients of the same; those not wanted have address 0. A task is a band of output pixels of an image and a
  * block of channels, blocks before bands before images: tasks wait for some before them (turns.h). */
 #define DEFORM_GRAD_WORDS(W)                                                                                           \
-    W(geometry)                /* a record of DEFORM_WORDS, without operands */                                        \
+    W(geometry)                /* a record of DEFORM_WORDS or DCN_WORDS, without operands */                                        \
     W(x) W(gy) W(w) W(offset) W(mask)                                                                                  \
     W(gx) W(goffset) W(gw) W(gmask)                                                                                    \
     W(progress)                /* of every task, PROGRESS_STEP apart, from zero on */                                  \

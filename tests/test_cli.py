@@ -107,6 +107,28 @@ class TestVerify:
         )
         assert not capsys.readouterr().out  # nothing was run first
 
+    def test_random_problems_of_some_operations(self, capsys, backend):
+        chosen = ["--op", "deform*", "--op", "dcnv?", "--op", "dcn*_grad"]
+        arguments = ["verify", "--fuzz", "60", "--seed", "3", *chosen, "--backend", backend]
+        assert cli.main(arguments) == cli.OK
+        printed = capsys.readouterr().out
+        assert re.search(rf"backend {backend}: [1-9]\d* checks passed, 0 failed", printed)
+        assert "deform_conv" in printed
+        assert "dcn" in printed
+        assert "separable" not in printed
+
+    def test_random_problems_find_a_wrong_backend(self, capsys):
+        fastconv.register_backend(wrong_backend())
+        try:
+            assert cli.main(["verify", "--fuzz", "30", "--op", "conv2d", "--backend", "wrong"]) == cli.FAILED
+        finally:
+            fastconv.unregister_backend("wrong")
+        assert "fastconv.testing.Case(" in capsys.readouterr().out
+
+    def test_mistakes_in_what_to_verify(self, capsys):
+        assert "--op conv9d matches none of conv1d" in fails(capsys, "verify", "--op", "conv9d")
+        assert "--fuzz must be at least 1, got 0" in fails(capsys, "verify", "--fuzz", "0")
+
 
 class TestDemo:
     def test_missing_extras_are_named(self):

@@ -55,6 +55,41 @@ def test_smooth_activations(backend, activation, dtype, layout):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=64 * np.finfo(dtype).eps)
 
 
+# (batch, channels, output channels, size, kernel, groups, offset groups): few pixels and many output channels, which
+# tasks share, and weights that are packed as they are used; planes cut into two and four.
+DEFORMABLE_PLANES = (
+    (1, 70, 260, 5, 3, 1, 2),
+    (1, 66, 300, 7, 2, 2, 1),
+    (1, 24, 520, 3, 1, 1, 4),
+    (2, 40, 256, 8, 3, 1, 1),
+    (1, 33, 31, 6, 3, 1, 1),
+    (1, 64, 64, 20, 3, 1, 1),
+)
+
+
+@pytest.mark.parametrize("plane", DEFORMABLE_PLANES)
+def test_deformable_planes(plane, backend, isa):
+    n, c, o, size, k, groups, offset_groups = plane
+    rng, out, points = np.random.default_rng(0), size + k // 2 * 2 - k + 1, k * k * offset_groups
+    x = rng.integers(-4, 5, (n, c, size, size)).astype(np.float32)
+    w = rng.integers(-4, 5, (o, c // groups, k, k)).astype(np.float32)
+    offset = (rng.integers(-12, 13, (n, 2 * points, out, out)) / 4).astype(np.float32)
+    mask = rng.integers(0, 3, (n, points, out, out)).astype(np.float32)
+    for layout in ("NCHW", "NHWC"):
+        options = {"padding": k // 2, "layout": layout}
+        expected = fastconv.deform_conv2d(x, offset, w, mask=mask, **options, backend="numpy")
+        options |= {"backend": backend}
+        with config.limit_isa(isa) if isa else config.threads(2):
+            for threads in (1, 2, 3):
+                y = fastconv.deform_conv2d(x, offset, w, mask=mask, **options, num_threads=threads)
+                testing.assert_exact(y, expected)
+            plan = fastconv.plan(
+                "deform_conv2d", x.shape, w, **options, offset_groups=offset_groups, mask=True
+            )
+            testing.assert_exact(plan(x, offset, mask), expected)
+        x, offset, mask = (np.moveaxis(array, 1, -1) for array in (x, offset, mask))
+
+
 class TestTheComparer:
     def test_equal_arrays_pass(self):
         a = np.array([1.0, np.nan, np.inf], np.float32)

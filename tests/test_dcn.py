@@ -11,7 +11,7 @@ import pytest
 from helpers import integers, normals
 
 import fastconv
-from fastconv import ShapeError, deform, grad, testing
+from fastconv import ShapeError, config, deform, grad, testing
 from fastconv.problem import DCN, DEFORM_TRANSPOSE
 from fastconv.testing import assert_close, assert_exact
 
@@ -181,11 +181,11 @@ def test_transposed_is_the_adjoint():
 
 
 @pytest.mark.parametrize("op", VARIANTS)
-def test_gradients_are_adjoint(op):
+def test_gradients_are_adjoint(op, backend):
     """What is linear: the input, the weight, and the mask that is used as it is."""
     for case in testing.cases(op, COUNT):
         arrays, options, y, gy = numbers(case)
-        found = gradients(op, gy, arrays, options)._asdict()
+        found = gradients(op, gy, arrays, options, backend)._asdict()
         product = (gy * y).sum()
         linear = {"input", "weight"} | ({"mask"} if op != "dcnv3" else set())
         for name in linear & set(arrays):
@@ -193,7 +193,7 @@ def test_gradients_are_adjoint(op):
 
 
 @pytest.mark.parametrize("op", VARIANTS)
-def test_the_gradient_of_the_offset_is_a_finite_difference(op):
+def test_the_gradient_of_the_offset_is_a_finite_difference(op, backend):
     """Between whole coordinates all is linear along each axis, so that the difference is no approximation."""
     for case in testing.cases(op, COUNT):
         arrays, options, _, gy = numbers(case)
@@ -201,16 +201,16 @@ def test_the_gradient_of_the_offset_is_a_finite_difference(op):
         arrays["offset"] += (
             rng.integers(1, 100, arrays["offset"].shape) / 1024
         )  # off the lines, and a step more, too
-        found = gradients(op, gy, arrays, options).offset
+        found = gradients(op, gy, arrays, options, backend).offset
         differences(op, arrays, "offset", options, gy, found, rng, STEP, 1e-6, case)
 
 
-def test_the_gradient_of_the_logits_is_a_finite_difference():
+def test_the_gradient_of_the_logits_is_a_finite_difference(backend):
     for case in testing.cases("dcnv3", COUNT):
         arrays, options, _, gy = numbers(case)
         rng = np.random.default_rng(case.seed)
         arrays["mask"] = normals(rng, arrays["mask"].shape)
-        found = gradients("dcnv3", gy, arrays, options).mask
+        found = gradients("dcnv3", gy, arrays, options, backend).mask
         differences("dcnv3", arrays, "mask", options, gy, found, rng, 1e-5, 1e-4, case)
 
 
@@ -351,13 +351,101 @@ class TestWhatIsNotFinite:
         assert y.sum() == 6
 
     @pytest.mark.parametrize("op", DCN)
-    def test_gradients_of_a_nan_offset_stay_where_they_belong(self, op):
+    def test_gradients_of_a_nan_offset_stay_where_they_belong(self, op, backend):
         offset = np.zeros((1, 36, 6, 7))
         offset[0, 5, 2, 3] = np.nan
-        found = getattr(grad, op)(self.X, self.X, offset, self.MASK, padding=1)
+        found = getattr(grad, op)(self.X, self.X, offset, self.MASK, padding=1, backend=backend)
         assert np.isfinite(found.input).all()
         assert np.isnan(found.offset).sum() == 2
         assert np.isnan(found.mask).sum() == (9 if op == "dcnv3" else 1)
+
+    @pytest.mark.parametrize("op", DCN)
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e9])
+    def test_gradients_of_points_anywhere_are_those_of_the_oracle(self, op, value, backend):
+        rng = np.random.default_rng(0)
+        x, gy = integers(rng, (1, 10, 12, 13), np.float32), integers(rng, (1, 10, 12, 13), np.float32)
+        offset, mask = np.zeros((1, 36, 12, 13), np.float32), np.zeros((1, 18, 12, 13), np.float32)
+        offset.reshape(-1)[101::997] = value
+        points = {"offset": offset, "mask": mask, "padding": 1}
+        expected = getattr(grad, op)(gy, x, **points, backend="numpy")
+        for a, e in zip(getattr(grad, op)(gy, x, **points, backend=backend), expected, strict=True):
+            if e is not None:
+                assert_close(a, e, 1e-6)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_gradients_of_masks_are_those_of_the_oracle(self, value, backend):
+        rng = np.random.default_rng(0)
+        x, offset = normals(rng, (1, 4, 6, 7)), normals(rng, (1, 36, 6, 7))
+        mask = normals(rng, (1, 18, 6, 7))
+        mask[0, 4, 2, 3] = value
+        for op in DCN:
+            expected = getattr(grad, op)(x, x, offset, mask, padding=1, backend="numpy")
+            actual = getattr(grad, op)(x, x, offset, mask, padding=1, backend=backend)
+            for name in ("input", "offset", "mask"):
+                a, e = getattr(actual, name), getattr(expected, name)
+                assert np.array_equal(np.isfinite(a), np.isfinite(e)), (op, name)
+
+
+# Groups of several blocks of channels, of fewer than a vector, and of one; many bands; a grid without its centre.
+MANY = (
+    (70, 1, (31, 37), {"kernel_size": (3, 3), "padding": 1}),
+    (72, 2, (26, 24), {"kernel_size": (3, 5), "padding": 2, "remove_center": True, "offset_scale": 2.0}),
+    (24, 6, (40, 23), {"kernel_size": (2, 3), "padding": 1, "dilation": 2, "stride": (1, 2)}),
+    (5, 5, (50, 21), {"kernel_size": (5, 5), "padding": 2, "offset_scale": 0.5}),
+)
+
+
+@pytest.mark.parametrize(("channels", "groups", "size", "options"), MANY)
+@pytest.mark.parametrize("op", DCN)
+class TestManyTasks:
+    def arrays(self, op, channels, groups, size, options, dtype, exact=True):
+        rng = np.random.default_rng(0)
+        problem = fastconv.Problem.create(op, (2, channels, *size), None, **options)
+        out, points = problem.output_size, groups * problem.points
+        make = integers if exact else normals
+        offset = rng.integers(-12, 13, (2, 2 * points, *out)) / 4
+        mask = make(rng, (2, points, *out))
+        if op == "dcnv3" and exact:  # the softmax is one of its points, exactly
+            mask = mask + 1e4 * rng.random(mask.shape).argsort(axis=1)
+        found = {"grad_output": make(rng, (2, channels, *out)), "input": make(rng, (2, channels, *size))}
+        found |= {"offset": offset, "mask": mask}
+        return {name: array.astype(dtype) for name, array in found.items()}
+
+    def test_gradients_equal_the_oracle_on_any_number_of_threads(
+        self, op, channels, groups, size, options, backend, isa
+    ):
+        arrays = self.arrays(op, channels, groups, size, options, np.float32)
+        expected = getattr(grad, op)(**arrays, **options, backend="numpy")
+        with config.limit_isa(isa) if isa else config.threads(2):
+            for threads in (1, 2, 7):
+                found = getattr(grad, op)(**arrays, **options, backend=backend, num_threads=threads)
+                for name in ("input", "offset", "mask"):
+                    assert_exact(getattr(found, name), getattr(expected, name), name)
+
+    def test_same_bits_of_gradients_on_any_number_of_threads(
+        self, op, channels, groups, size, options, backend
+    ):
+        arrays = self.arrays(op, channels, groups, size, options, np.float32, exact=False)
+        one, *others = (
+            getattr(grad, op)(**arrays, **options, backend=backend, num_threads=n) for n in (1, 2, 3, 8)
+        )
+        for other in others:
+            for name in ("input", "offset", "mask"):
+                assert_exact(getattr(other, name), getattr(one, name), name)
+
+    def test_only_what_is_asked_for(self, op, channels, groups, size, options, backend):
+        arrays = self.arrays(op, channels, groups, size, options, np.float32)
+        for layout in ("NCHW", "NHWC"):
+            whole = getattr(grad, op)(**arrays, **options, layout=layout, backend="numpy")
+            names = ("input", "offset", "mask")
+            for bits in range(1, 2 ** len(names)):
+                wrt = [name for i, name in enumerate(names) if bits >> i & 1]
+                found = getattr(grad, op)(**arrays, **options, layout=layout, wrt=wrt, backend=backend)
+                for name in names:
+                    assert (getattr(found, name) is not None) == (name in wrt)
+                    if name in wrt:
+                        assert_exact(getattr(found, name), getattr(whole, name), f"{name} among {wrt}")
+            arrays = {name: np.moveaxis(array, 1, -1) for name, array in arrays.items()}
 
 
 @pytest.mark.parametrize("op", VARIANTS)

@@ -8,9 +8,12 @@ import pytest
 from helpers import integers, normals
 
 import fastconv
-from fastconv import config, functional, grad, registry, testing
+from fastconv import _native, config, functional, grad, registry, testing
 from fastconv.adjoint import adjoint_of
+from fastconv.backends.cython import engines
 from fastconv.lowering import program
+from fastconv.lowering.deform import lower_deform
+from fastconv.lowering.deform_grad import lower_deform_grad
 from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, GRAD_OPS, OPS, WEIGHT_GRAD
 
 COUNT = 40
@@ -474,6 +477,72 @@ class TestDeformable:
         actual = call("deform_conv2d", arrays, {}, backend=backend)
         for name, a, e in zip(actual._fields, actual, expected, strict=True):
             assert testing.max_error(a, e) <= 1e-6, name
+
+
+# Large deformable layers of known networks: (channels, output channels, plane, offset groups).
+LARGE = (
+    (128, 128, (100, 167), 1),
+    (512, 512, (25, 42), 1),
+    (128, 128, (56, 56), 4),
+    (64, 64, (180, 320), 8),
+)
+EDVR = LARGE[-1]
+
+
+def lowered(lower, op, layer, monkeypatch):
+    """Return the program of a layer with masks, and the builder that made it."""
+    channels, outputs, size, groups = layer
+    built = []
+    finish = program.Builder.finish
+    monkeypatch.setattr(program.Builder, "finish", lambda b, *told: built.append(b) or finish(b, *told))
+    points = 9 * groups
+    problem = fastconv.Problem.create(
+        "deform_conv2d",
+        (1, channels, *size),
+        (outputs, channels, 3, 3),
+        offset_shape=(1, 2 * points, *size),
+        mask_shape=(1, points, *size),
+        padding=1,
+        dtype=np.float32,
+    )
+    made = lower(dataclasses.replace(problem, op=op), engines(config.best_isa(_native.isas())))
+    return made, built[0]
+
+
+class TestDeformablePrograms:
+    THREADS = 64
+    # Adding a sum to that of the bands before costs about as much as so many multiply-adds: it goes through memory.
+    LEAVING = 4
+
+    @pytest.mark.parametrize("layer", LARGE)
+    def test_work_for_64_threads(self, layer, monkeypatch):
+        """Bands of pixels keep more threads busy than there are blocks of 32 channels, turns that they take included."""
+        channels, outputs, size, _ = layer
+        _, b = lowered(lower_deform_grad, "deform_conv2d_grad", layer, monkeypatch)
+        _, first, tasks, *_, in_turn = b.stages[-1]
+        assert in_turn
+        words = dict(zip(program.WORDS["deform_grad"], b.words[first:], strict=False))
+        blocks, plane = words["block_count"], math.prod(size)
+        assert tasks == blocks * words["bands"]
+        free, left, work = [0] * self.THREADS, {}, 0
+        for task in range(tasks):  # handed out one by one to whoever is free
+            band, block = divmod(task, blocks)
+            pixels = min(words["band"], plane - band * words["band"])
+            assert pixels > 0
+            weights = outputs * 9 * channels // blocks
+            thread = free.index(min(free))
+            done = max(free[thread] + 2 * pixels * weights, left.get(block, 0)) + self.LEAVING * weights
+            free[thread] = left[block] = done
+            work += (2 * pixels + self.LEAVING) * weights
+        assert work / max(free) > max(2 * channels / 32, self.THREADS / 2)
+
+    def test_scratch(self, monkeypatch):
+        """A video network's layer: columns alone would take 132 MB."""
+        forward, _ = lowered(lower_deform, "deform_conv2d", EDVR, monkeypatch)
+        backward, _ = lowered(lower_deform_grad, "deform_conv2d_grad", EDVR, monkeypatch)
+        for threads in (1, 2, 4):
+            assert forward.scratch_bytes(threads) <= 32e6
+            assert backward.scratch_bytes(threads) <= 96e6
 
 
 class TestDeformablePoints:

@@ -258,9 +258,9 @@ def _prepared(entry: Counted) -> tuple[Callable[[], Any], int]:
         out[...] = rng.standard_normal(out.shape, np.float32)
     if problem.offset_groups and forward != entry.op:
         given, offset, mask, *_ = [*operands, None]
-        arrays = {"input": given, "offset": offset, "weight": weight}
-        arrays |= {} if mask is None else {"mask": mask}
-        grads = dict(zip(arrays, _arrays([array.shape for array in arrays.values()]), strict=True))
+        named = {"input": given, "offset": offset, "weight": weight, "mask": mask}
+        given_shapes = {name: array.shape for name, array in named.items() if array is not None}
+        grads = dict(zip(given_shapes, _arrays([*given_shapes.values()]), strict=True))
         moved = problem.bytes + sum(array.nbytes for array in grads.values())
         return lambda: program(grads, out, given, weight, offset, mask, 1), moved
     if forward != entry.op:

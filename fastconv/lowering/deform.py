@@ -12,11 +12,19 @@ from .dense import add_halo
 from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["GFLOPS", "MOST_POINTS", "Bordered", "lower_deform"]
+__all__ = ["GFLOPS", "LINE", "MOST_POINTS", "Bordered", "channel_blocks", "lower_deform"]
 
 # Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
 CHANNEL_BLOCK = 32
 TILE = 112
+# Tiles of an image that are cut into equal shares, and pixels of the least of four.
+ENOUGH_TILES = 16
+LEAST_PIXELS = 24
+# A plane whose weights are read once, and blocks of output channels that make sampling it twice cheap.
+FEW_PIXELS = 64
+MANY_BLOCKS = 4
+# Elements of a cache line, at most.
+LINE = 16
 # Samples of a tile are multiplied while they are in L2: so many (tap, channel) pairs a pixel.
 MOST_COLUMNS = 512
 # Bases and corner weights of a tile, for all taps.
@@ -36,9 +44,8 @@ class Bordered:
     width: int
 
     @classmethod
-    def of(cls, b: Builder, blocks: list[tuple[int, int]] | None = None, *, even: bool = False) -> "Bordered":
-        """Cut the channels as weights and points do, `even` into blocks of nearly equal size; or as given: (first, count)."""
-        blocks = blocks or _channel_blocks(b.problem, even)
+    def of(cls, b: Builder, blocks: list[tuple[int, int]]) -> "Bordered":
+        """Cut the channels into blocks: (first, count)."""
         most = max(count for _, count in blocks)
         # A vector may reach into the next pixel: with few channels, whole vectors would multiply the image in memory.
         width = round_up(most, b.lanes if most >= b.lanes else NARROW)
@@ -90,26 +97,30 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     per_group = p.out_channels // p.groups
     lanes = b.lanes
     rows, vectors = engines.lane_tile
-    bordered = Bordered.of(b)
-    blocks, width = bordered.blocks, bordered.width
+    bordered = Bordered.of(b, channel_blocks(p))
+    width = bordered.width
     b.chunked(bordered.elements * b.itemsize)
     x = bordered.add(b)
 
     w_width = min(vectors * lanes, round_up(per_group, lanes))
     w_blocks = -(-per_group // w_width)
-    w, w_block, records = _add_weights(b, blocks, bordered.image.size, w_width, w_blocks)
-
     pixels = math.prod(p.output_size)
     corners = 1 << p.ndim
-    tile = max(min(TILE, max(-(-pixels // 4), 24), MOST_POINTS // p.taps), 8, rows)
-    tile = round_up(min(tile, pixels), 2)
+    tile, splits = _cut(p, rows, w_blocks)
     tap_block = min(p.taps, max(MOST_COLUMNS // width, 1))
+    records = _records(b, bordered, w_width)
+    # Weights that are used once are packed by who uses them, and never go through memory.
+    used_once = not p.prepared and tile == pixels and p.batch == 1 and tap_block == p.taps
+    w = 0 if used_once else _add_weights(b, records, w_width, w_blocks)
+    panel = p.taps * bordered.most_channels * w_width * used_once
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
         + 6 * tile
+        + LINE
         + w_width * (tile + lanes)
         + w_blocks * tile * w_width
+        + panel
         + tile * tap_block * bordered.most_channels
         + lanes
     )
@@ -136,24 +147,48 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         channels=per_group,
         w_width=w_width,
         w_blocks=w_blocks,
-        w_block=w_block,
+        w_block=p.in_channels * p.taps * w_width,
+        given=b.operand("weight") if used_once else 0,
+        w_row=p.in_channels // p.groups * p.taps,
+        panel=panel,
         tiles=-(-pixels // tile),
+        splits=splits,
         tap_block=tap_block,
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
     )
     words |= bordered.words(p, tile)
-    b.stage("deform", -(-pixels // tile), words)
+    b.stage("deform", -(-pixels // tile) * splits, words)
     work_ns = (p.flops / max(p.batch, 1) + pixels * p.taps * p.in_channels * corners) / GFLOPS
     return b.finish(work_ns, f"{tile} points, {rows} pixels x {w_width} channels")
 
 
-def _channel_blocks(p: Problem, even: bool) -> list[tuple[int, int]]:
-    """Cut the input channels at the bounds of weight and offset groups, then into blocks: (first, count)."""
-    step_w, step_o = p.in_channels // p.groups, p.in_channels // p.offset_groups
-    bounds = sorted(set(range(0, p.in_channels + 1, step_w)) | set(range(0, p.in_channels + 1, step_o)))
+def _cut(p: Problem, rows: int, w_blocks: int) -> tuple[int, int]:
+    """Return the output pixels of a task, and how many tasks share the output channels of these.
+
+    Two threads, or four, get equal shares. Few pixels and many output channels: to sample twice costs less than to read
+    the weights twice.
+    """
+    pixels = math.prod(p.output_size)
+    if pixels <= FEW_PIXELS and w_blocks >= MANY_BLOCKS and pixels * p.taps <= MOST_POINTS:
+        return pixels, 2
+    most = max(min(TILE, MOST_POINTS // p.taps), 1)
+    tiles = -(-pixels // most)
+    if tiles < ENOUGH_TILES:
+        tiles = min(round_up(tiles, 4 if pixels >= 4 * LEAST_PIXELS else 2), max(pixels // rows, 1))
+    return -(-pixels // tiles), 1
+
+
+def channel_blocks(p: Problem, *, by_weights: bool = True, even: bool = False) -> list[tuple[int, int]]:
+    """Cut the input channels at the bounds of offset groups, and of weight groups if these count, then into blocks.
+
+    Return (first, count) of each; `even` makes the blocks of a group nearly equal.
+    """
+    bounds = set(range(0, p.in_channels + 1, p.in_channels // p.offset_groups))
+    if by_weights:
+        bounds |= set(range(0, p.in_channels + 1, p.in_channels // p.groups))
     blocks = []
-    for begin, end in pairwise(bounds):
+    for begin, end in pairwise(sorted(bounds)):
         parts = -(-(end - begin) // CHANNEL_BLOCK)
         step = -(-(end - begin) // parts) if even else CHANNEL_BLOCK
         blocks += [(first, min(step, end - first)) for first in range(begin, end, step)]
@@ -174,32 +209,42 @@ def _bordered_axes(p: Problem) -> Axes:
     return d, h, w
 
 
-def _add_weights(
-    b: Builder, blocks: list[tuple[int, int]], image_block: int, w_width: int, w_blocks: int
-) -> tuple[Operand, int, list[dict[str, int]]]:
-    """Add the stage that packs weights as [block of O][block of channels][tap, channel][O].
-
-    Returns where they go, the elements of a block of O, and a record for each block of channels.
-    """
-    p = b.problem
-    per_group, group_channels, offset_channels = (
-        p.out_channels // p.groups,
-        p.in_channels // p.groups,
-        p.in_channels // p.offset_groups,
-    )
-    row = group_channels * p.taps
-    records, offsets, places, at = [], [], [], 0
+def _records(b: Builder, bordered: Bordered, w_width: int) -> list[dict[str, int]]:
+    """Return a record for each block of channels."""
+    p, blocks = b.problem, bordered.blocks
+    group_channels, offset_channels = p.in_channels // p.groups, p.in_channels // p.offset_groups
+    row, at, records = group_channels * p.taps, 0, []
+    tables: dict[int, tuple[int, int]] = {}
     for i, (first, count) in enumerate(blocks):
+        if count not in tables:
+            source = np.arange(count * p.taps)  # (channel, tap), which become (tap, channel)
+            tables[count] = b.table(source), b.table((source % p.taps * count + source // p.taps) * w_width)
+        offsets, places = tables[count]
         group = first // group_channels
         last = i + 1 == len(blocks) or blocks[i + 1][0] // group_channels != group
-        channel = first - group * group_channels + np.arange(count)
-        source = (channel[None, :] * p.taps + np.arange(p.taps)[:, None]).ravel()
-        record = {"x": i * image_block, "channels": count, "group": group, "w": at, "last": int(last)}
-        records.append(record | {"offset_group": first // offset_channels})
-        offsets.append(group * per_group * row + source)
-        places.append(at + np.arange(len(source)) * w_width)
-        at += len(source) * w_width
-    w = b.pack(
-        np.concatenate(offsets), np.concatenate(places), at, w_width, w_blocks, rows=per_group, x_row=row
+        given = group * (p.out_channels // p.groups) * row + first % group_channels * p.taps
+        records.append(
+            {"x": i * bordered.image.size, "channels": count, "group": group, "w": at, "last": int(last)}
+            | {"offset_group": first // offset_channels, "given": given, "offsets": offsets, "places": places}
+        )
+        at += count * p.taps * w_width
+    return records
+
+
+def _add_weights(b: Builder, records: list[dict[str, int]], w_width: int, w_blocks: int) -> Operand:
+    """Add the stage that packs weights as [block of O][block of channels][tap, channel][O], and return where they go."""
+    p = b.problem
+    offsets, places = [], []
+    for record in records:
+        tap, channel = np.divmod(np.arange(p.taps * record["channels"]), record["channels"])
+        offsets.append(record["given"] + channel * p.taps + tap)
+        places.append(record["w"] + np.arange(p.taps * record["channels"]) * w_width)
+    return b.pack(
+        np.concatenate(offsets),
+        np.concatenate(places),
+        p.in_channels * p.taps * w_width,
+        w_width,
+        w_blocks,
+        rows=p.out_channels // p.groups,
+        x_row=p.in_channels // p.groups * p.taps,
     )
-    return w, at, records

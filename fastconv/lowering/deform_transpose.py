@@ -31,8 +31,6 @@ class TransposedDeform:
         mask: np.ndarray | None,
         threads: int,
     ) -> None:
-        # The samples are of no interest. They are taken of zeros, which are read before the result is written.
-        output.fill(0)
         self._gradients({"input": output}, input, output, weight, offset, mask, threads)
         p = self._problem
         if bias is not None:
@@ -47,6 +45,5 @@ class TransposedDeform:
 def lower_deform_transpose(problem: Problem, engines: Engines) -> TransposedDeform:
     """Return what runs any transposed deformable convolution."""
     forward = adjoint_of_deformable(problem)
-    return TransposedDeform(
-        problem, lower_deform_grad(replace(forward, op=f"{forward.op}_grad", prepared=False), engines)
-    )
+    gradients = replace(forward, op=f"{forward.op}_grad", prepared=False)
+    return TransposedDeform(problem, lower_deform_grad(gradients, engines, of_input_alone=True))

@@ -12,6 +12,7 @@ deform_conv_tile           bilinear samples of a tile of pixels, then the regist
 deform_conv_transpose_tile the gradient of that in its input, without the others
 dcn_sum                    the same samples, summed over taps for each channel
 deform_conv_grad_tile      register tile, the samples' gradients, register tile
+dcn_grad_sum               the samples' gradients without the products
 separable_conv_bands       depthwise and pointwise in turn on bands of rows, what is between them in cache
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of a few channels
@@ -31,6 +32,7 @@ from ..problem import (
     CONV,
     CONV_TRANSPOSE,
     DCN,
+    DCN_GRAD,
     DEFORM_CONV,
     DEFORM_GRAD,
     DEFORM_TRANSPOSE,
@@ -41,6 +43,7 @@ from ..problem import (
 from ..registry import Kernel, Refusal
 from ..separable_problem import SeparableProblem
 from .dcn import lower_dcn
+from .dcn_grad import lower_dcn_grad
 from .deform import lower_deform
 from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
@@ -177,6 +180,7 @@ def program_kernels(
             "deform_conv_grad_tile", DEFORM_GRAD, lambda problem: None, cost_deform_grad, lower_deform_grad
         )
     )
+    table.append(kernel("dcn_grad_sum", DCN_GRAD, lambda problem: None, cost_dcn_grad, lower_dcn_grad))
     return tuple(table)
 
 
@@ -279,6 +283,11 @@ def cost_deform(problem: Problem) -> float:
 def cost_dcn(problem: Problem) -> float:
     samples = problem.flops / 2 * 2**problem.ndim * problem.dtype.itemsize
     return OVERHEAD + samples / SAMPLE_BYTES + problem.bytes / MEMORY_BYTES
+
+
+def cost_dcn_grad(problem: Problem) -> float:
+    """Three passes over the samples, one of which writes, too."""
+    return 4 * cost_dcn(problem)
 
 
 def cost_deform_grad(problem: Problem) -> float:

@@ -1,6 +1,6 @@
 """From Python to functions that can be called by address: what imports numba.
 
-There are seventeen engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are nineteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -15,6 +15,7 @@ from ... import config
 from ...lowering import program
 from . import activation, objects
 from .dcn import dcn
+from .dcn_grad import dcn_grad
 from .deform import deform
 from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
@@ -52,6 +53,7 @@ ENGINES = {
     "depthwise_plane_grad": depthwise_plane_grad,
     "depthwise_pixel_grad": depthwise_pixel_grad,
     "deform_grad": deform_grad,
+    "dcn_grad": dcn_grad,
 }
 ACTIVATIONS: dict[Any, Callable] = {
     ("silu", types.float32): activation.silu,

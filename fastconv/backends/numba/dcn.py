@@ -83,6 +83,24 @@ def dcn_softmax(a, mask, taps, pixels):
                 store(mask + (t * a.tile + p), load(mask + (t * a.tile + p)) / total)
 
 
+@helper
+def dcn_points(a, work, offset, mask, plane, pixels, scaled, closed, fractions):
+    """All points of a tile; `scaled` is room for its offsets, once they are scaled, and `fractions` are kept if `closed`."""
+    scale, taps = real(offset, double_of(a.scale)), a.kernel_d * a.kernel_h * a.kernel_w
+    for t in range(taps):
+        if t != a.skipped:
+            kept = fractions + t * AXES * a.tile
+            if scale == 1:
+                deform_points(a, work, offset, plane, mask, True, t, pixels, closed, kept)
+            else:
+                dcn_offsets(a, scale, offset, plane, t, pixels, scaled)
+                deform_points(a, work, scaled, a.tile, mask, True, t, pixels, closed, kept)
+            offset = offset + 2 * plane
+            mask = mask + plane
+    if a.softmax:
+        dcn_softmax(a, work.mask, taps, pixels)
+
+
 @verb
 def sum_points(sums, source, base, weight, mask, deltas, tile, width, taps, add, vectors):
     """sums[c] (+)= sum over taps of mask * sum over corners of weight * source[base * width + delta + c]."""
@@ -147,8 +165,6 @@ def dcn(a, begin, end, thread):
     work, delta = deform_scratch(a, thread), stack_integers(CORNERS)
     taps, plane = a.kernel_d * a.kernel_h * a.kernel_w, a.out_d * a.out_h * a.out_w
     delta[0], delta[1], delta[2], delta[3] = 0, a.width, a.line_h * a.width, (a.line_h + 1) * a.width
-    x0 = reals(a, a.x)
-    scale = real(x0, double_of(a.scale))
     for task in range(begin, end):
         tile, rest = task % a.tiles, task // a.tiles
         group, image = rest % a.groups, rest // a.groups
@@ -164,20 +180,10 @@ def dcn(a, begin, end, thread):
         room = room + a.points * a.tile
         offset = dcn_turned(offset, a.offset_pixel, 2 * a.points, first, pixels, a.tile, room)
         deform_grid(a, first, pixels, work.grid)
-        for t in range(taps):
-            if t != a.skipped:
-                if scale == 1:
-                    deform_points(a, work, offset, step, mask, True, t, pixels, False, work.grid)
-                else:
-                    dcn_offsets(a, scale, offset, step, t, pixels, work.columns)
-                    deform_points(a, work, work.columns, a.tile, mask, True, t, pixels, False, work.grid)
-                offset = offset + 2 * step
-                mask = mask + step
-        if a.softmax:
-            dcn_softmax(a, work.mask, taps, pixels)
-        x = x0 + (image * a.x_image + group * a.x_group)
+        dcn_points(a, work, offset, mask, step, pixels, work.columns, False, work.grid)
+        x = reals(a, a.x) + (image * a.x_image + group * a.x_group)
         for p in range(pixels):
             dcn_sums(a, work, x, delta, 0, min(a.skipped, taps), p, 0)
             if a.skipped < taps:
                 dcn_sums(a, work, x, delta, a.skipped + 1, taps - a.skipped - 1, p, 1)
-        deform_finish(a, work, group, pixels, reals(a, a.y) + (image * a.y_image + first * a.y_w))
+        deform_finish(a, work, group, pixels, 0, 1, reals(a, a.y) + (image * a.y_image + first * a.y_w))

@@ -10,8 +10,10 @@ from collections import namedtuple
 
 from numba.core import cgutils
 
+from .dense import prefetch_rows
 from .epilogue import finish_lanes, store_rows
 from .moves import copy, load_some, store_some, transpose
+from .pack import pack_block
 from .simd import (
     INTEGERS,
     WORD,
@@ -51,8 +53,11 @@ AXES, CORNERS = 3, 8
 #   grid [axes][tile]             position of each output pixel before taps and offsets
 #   weight [taps][corners][tile]  share of each corner
 #   mask [taps][tile]
-#   turned, sums, columns         results channels first, results channels last, samples
-Work = namedtuple("Work", "base grid weight mask turned sums columns")
+#   turned, sums                  results channels first, results channels last
+#   panel                         weights of a block of input and one of output channels, where they are packed as used
+#   columns                       samples
+Work = namedtuple("Work", "base grid weight mask turned sums panel columns")
+CACHE_LINE = 64
 
 
 @helper
@@ -62,9 +67,12 @@ def deform_scratch(a, thread):
     grid = reals(a, address(base + taps * a.tile))
     weight = grid + AXES * a.tile
     mask = weight + taps * corners * a.tile
-    turned = mask + taps * a.tile
+    # A vector across two cache lines is two: samples took half as long again.
+    line = (address(mask + taps * a.tile) + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+    turned = reals(a, line)
     sums = turned + a.w_width * (a.tile + lanes(a))
-    return Work(base, grid, weight, mask, turned, sums, sums + a.w_blocks * a.tile * a.w_width)
+    panel = sums + a.w_blocks * a.tile * a.w_width
+    return Work(base, grid, weight, mask, turned, sums, panel, panel + a.panel)
 
 
 @helper
@@ -178,33 +186,55 @@ def deform_sample(a, work, x, channels, tap, taps, pixels, row):
 
 
 @helper
-def deform_multiply(a, tiles, work, w, taps, pixels, row, add):
-    """Multiply the samples of some taps into the sums of all output channels."""
+def deform_multiply(a, tiles, work, block, following, tap, taps, pixels, row, begin, end, add):
+    """Multiply the samples of some taps into the sums of some blocks of output channels.
+
+    `following` is the next block of input channels, or the same one again.
+    """
     ones, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
-    pixel = stack_integers(MAX_TILE_ROWS)
+    pixel, columns = stack_integers(MAX_TILE_ROWS), taps * block.channels
+    parts = (columns + a.k_block - 1) // a.k_block * pixels
     for k in range(a.k_block):
         ones[k] = k
         steps[k] = k * a.w_width
-    for k in range(0, taps, a.k_block):
-        count = min(taps - k, a.k_block)
-        for block in range(a.w_blocks):
-            channels = min(a.channels - block * a.w_width, a.w_width)
-            nv = (channels + lanes(w) - 1) // lanes(w)
-            w_k = w + (block * a.w_block + k * a.w_width)
-            for p in range(0, pixels, lane_rows(w)):
-                rows = min(pixels - p, lane_rows(w))
+    for o in range(begin, end):
+        some = min(a.channels - o * a.w_width, a.w_width)
+        nv = (some + lanes(a) - 1) // lanes(a)
+        w = reals(a, a.w) + (o * a.w_block + block.w + tap * block.channels * a.w_width)
+        # Of the weights as they came, what is packed next.
+        upcoming, next_rows, next_columns = reals(a, a.given), 0, columns
+        if a.panel:
+            given = upcoming + (block.given + o * a.w_width * a.w_row)
+            offsets, places = integers(block.offsets), integers(block.places)
+            pack_block(work.panel, a.w_width, given, a.w_row, some, offsets, places, columns)
+            w = work.panel
+            if o + 1 < end:
+                upcoming, next_rows = (
+                    given + a.w_width * a.w_row,
+                    min(a.channels - (o + 1) * a.w_width, a.w_width),
+                )
+            elif following.given != block.given:
+                upcoming = upcoming + (following.given + begin * a.w_width * a.w_row)
+                next_rows = min(a.channels - begin * a.w_width, a.w_width)
+                next_columns = taps * following.channels
+        for k in range(0, columns, a.k_block):
+            count = min(columns - k, a.k_block)
+            for p in range(0, pixels, lane_rows(a)):
+                rows, part = min(pixels - p, lane_rows(a)), k // a.k_block * pixels + p
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
-                c = work.sums + (block * a.tile + p) * a.w_width
+                start, stop = next_rows * part // parts, next_rows * (part + rows) // parts
+                prefetch_rows(upcoming, a.w_row, start, stop, next_columns)
+                c, w_k = work.sums + (o * a.tile + p) * a.w_width, w + k * a.w_width
                 tile(tiles, rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
 
 
 @helper
-def deform_finish(a, work, group, pixels, y):
-    """Bias, activation and the way out for the output channels of one weight group."""
+def deform_finish(a, work, group, pixels, begin, end, y):
+    """Bias, activation and the way out for some blocks of output channels of one weight group."""
     run = stack_runs(a, 1)
     run.at, run.count, run.y = 0, pixels, 0
-    for block in range(a.w_blocks):
+    for block in range(begin, end):
         first = group * a.channels + block * a.w_width
         channels = min(a.channels - block * a.w_width, a.w_width)
         c, to = work.sums + block * a.tile * a.w_width, y + first * a.y_channel
@@ -220,16 +250,19 @@ def deform_finish(a, work, group, pixels, y):
 
 
 def deform(a, begin, end, thread):
-    """A task is a tile of output pixels."""
+    """A task is a tile of output pixels, and some blocks of output channels."""
     work, tiles = deform_scratch(a, thread), lane_tiles(a)
     taps, plane = a.kernel_d * a.kernel_h * a.kernel_w, a.out_d * a.out_h * a.out_w
     for task in range(begin, end):
-        image, first = task // a.tiles, task % a.tiles * a.tile
+        rest, split = task // a.splits, task % a.splits
+        image, first = rest // a.tiles, rest % a.tiles * a.tile
+        o_begin, o_end = split * a.w_blocks // a.splits, (split + 1) * a.w_blocks // a.splits
         pixels = min(plane - first, a.tile)
         add, offset_group = False, -1
         deform_grid(a, first, pixels, work.grid)
         for b in range(a.block_count):
             block = records(a, a.blocks, "block")[b]
+            following = records(a, a.blocks, "block")[min(b + 1, a.block_count - 1)]
             if block.offset_group != offset_group:
                 offset_group = block.offset_group
                 first_tap = offset_group * taps
@@ -238,15 +271,14 @@ def deform(a, begin, end, thread):
                 for t in range(taps):
                     offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
                     deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels, False, work.grid)
-            x, w = reals(a, a.x) + (image * a.x_image + block.x), reals(a, a.w) + block.w
+            x = reals(a, a.x) + (image * a.x_image + block.x)
             row = a.tap_block * block.channels
             for t in range(0, taps, a.tap_block):
                 some = min(taps - t, a.tap_block)
                 deform_sample(a, work, x, block.channels, t, some, pixels, row)
-                w_t = w + t * block.channels * a.w_width
-                deform_multiply(a, tiles, work, w_t, some * block.channels, pixels, row, add)
+                deform_multiply(a, tiles, work, block, following, t, some, pixels, row, o_begin, o_end, add)
                 add = True
             if block.last:
                 y = reals(a, a.y) + (image * a.y_image + first * a.y_w)
-                deform_finish(a, work, block.group, pixels, y)
+                deform_finish(a, work, block.group, pixels, o_begin, o_end, y)
                 add = False

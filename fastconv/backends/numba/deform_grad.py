@@ -12,7 +12,6 @@ in the order of the bands; those of offsets and mask are added tile by tile in t
 take turns for that.
 """
 
-import math
 from collections import namedtuple
 
 from ...lowering.deform_grad import PROGRESS_STEP
@@ -39,11 +38,8 @@ from .simd import (
     narrow,
     reals,
     records,
-    select,
     splat,
     stack_integers,
-    stack_vectors,
-    store,
     verb,
     void,
     word,
@@ -85,7 +81,7 @@ def deform_grad_scratch(a, f, thread):
     weights = columns + (f.tile * a.row + lanes(a))
     sums = weights + (a.channels * a.row + lanes(a))
     image = sums + (a.channels * a.row + lanes(a))
-    points = Work(base, grid, weight, mask, turned, sums, columns)
+    points = Work(base, grid, weight, mask, turned, sums, columns, columns)
     return GradWork(points, fractions, weights, sums, pulls, dots, image, turned)
 
 
@@ -151,7 +147,7 @@ def emit_dots(builder, to, step, sums):
 
 @verb
 def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channels, scatter, columns, corners):
-    """One point: its samples, the dots of its corners, and what it gives to the image.
+    """One point: its samples, the dots of its corners, and what it gives to the image (`give` does that alone).
 
     column[c] = mask * sum over corners of weight[corner * step] * source[deltas[corner] + c]
     dots[corner * step] = sum over c of pulls[c] * source[deltas[corner] + c]
@@ -202,41 +198,82 @@ def pull(column, source, image, deltas, pulls, weight, mask, dots, step, channel
     ), emit
 
 
+@verb
+def give(image, deltas, pulls, weight, mask, step, channels, corners):
+    """One point, where no sample is wanted: image[deltas[corner] + c] += weight[corner * step] * mask * pulls[c]."""
+    kind, count = image, corners.literal_value
+
+    def emit(builder, image, deltas, pulls, weight, mask, step, channels, _):
+        vector = ll_vector(kind)
+        shares = [
+            emit_splat(builder, vector, emit_get(builder, weight, builder.mul(step, WORD(corner))))
+            for corner in range(count)
+        ]
+        delta = [emit_get(builder, deltas, corner) for corner in range(count)]
+        factor = emit_splat(builder, vector, mask)
+        (zero,) = zeros(kind, 1)
+        vectors = builder.udiv(builder.add(channels, WORD(kind.lanes - 1)), WORD(kind.lanes))
+
+        def one(v, sums):
+            c = builder.mul(v, WORD(kind.lanes))
+            own = emit_first(builder, kind, builder.sub(channels, c))
+            moved = builder.fmul(builder.select(own, emit_load(builder, kind, pulls, c), zero), factor)
+            for share, d in zip(shares, delta, strict=True):
+                place = emit_at(builder, image, builder.add(c, d))
+                emit_store(
+                    builder, kind, place, emit_fma(builder, share, moved, emit_load(builder, kind, place))
+                )
+            return sums
+
+        emit_loop(builder, vectors, [], one)
+
+    return void(image, INTEGERS, pulls, weight, image.element, word, word, corners), emit
+
+
 @helper
-def pull_points(a, f, work, x, image, channels, tap, taps, pixels):
+def pull_points(a, f, work, x, image, channels, pulls, pull_row, pull_tap, tap, taps, pixels):
     """The pass over points and channels, in vectors of the width that `x` and `image` have.
 
     They never reach into the next pixel: what is added there would overlap what the next corner reads, and
-    reading what part of a vector has just been written takes longer than all the rest.
+    reading what part of a vector has just been written takes longer than all the rest. The pulls of a pixel lie
+    pull_row behind those of the one before, and pull_tap behind those of the tap before.
     """
     delta = stack_integers(CORNERS)
-    points = work.points
+    points, sampled = work.points, a.goffset or a.gmask or a.gw
     for corner in range(1 << f.ndim):
         delta[corner] = ((corner >> 2 & 1) * f.line_d + (corner >> 1 & 1) * f.line_h + (corner & 1)) * f.width
     for p in range(pixels):
         for t in range(taps):
             at = (tap + t) * f.tile + p
-            first, column = points.base[at] * f.width, p * a.row + t * channels
             weight, mask = points.weight + (((tap + t) << f.ndim) * f.tile + p), points.mask[at]
             dots = work.dots + (t * dots_of(f.ndim) * f.tile + p)
-            to, pulls = points.columns + column, work.pulls + column
-            source, give = x + first, image + first
-            if f.ndim == 2:
-                pull(to, source, give, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 4)
+            to, g = points.columns + (p * a.row + t * channels), pulls + (p * pull_row + t * pull_tap)
+            source, into = x + points.base[at] * f.width, image + points.base[at] * f.width
+            if not sampled:
+                if f.ndim == 2:
+                    give(into, delta, g, weight, mask, f.tile, channels, 4)
+                elif f.ndim == 1:
+                    give(into, delta, g, weight, mask, f.tile, channels, 2)
+                else:
+                    give(into, delta, g, weight, mask, f.tile, channels, 8)
+            elif f.ndim == 2:
+                pull(to, source, into, delta, g, weight, mask, dots, f.tile, channels, a.gx, a.gw, 4)
             elif f.ndim == 1:
-                pull(to, source, give, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 2)
+                pull(to, source, into, delta, g, weight, mask, dots, f.tile, channels, a.gx, a.gw, 2)
             else:
-                pull(to, source, give, delta, pulls, weight, mask, dots, f.tile, channels, a.gx, a.gw, 8)
+                pull(to, source, into, delta, g, weight, mask, dots, f.tile, channels, a.gx, a.gw, 8)
 
 
 @helper
-def deform_pull(a, f, work, x, channels, tap, taps, pixels):
+def deform_pull(a, f, work, x, channels, pulls, row, step, tap, taps, pixels):
     if f.width % lanes(x) == 0:
-        pull_points(a, f, work, x, work.image, channels, tap, taps, pixels)
+        pull_points(a, f, work, x, work.image, channels, pulls, row, step, tap, taps, pixels)
     elif f.width % OCT == 0:
-        pull_points(a, f, work, narrow(x, OCT), narrow(work.image, OCT), channels, tap, taps, pixels)
+        own, image = narrow(x, OCT), narrow(work.image, OCT)
+        pull_points(a, f, work, own, image, channels, pulls, row, step, tap, taps, pixels)
     else:
-        pull_points(a, f, work, narrow(x, QUAD), narrow(work.image, QUAD), channels, tap, taps, pixels)
+        own, image = narrow(x, QUAD), narrow(work.image, QUAD)
+        pull_points(a, f, work, own, image, channels, pulls, row, step, tap, taps, pixels)
 
 
 @helper
@@ -274,36 +311,31 @@ def point_grads(a, f, work, tap, dots, pixels, plane, offset, mask, add):
 
 
 @helper
-def touched_lines(f, work, offset, begin, end):
-    """The lines low..high of the bordered image, along its slowest axis, that points of the band touch."""
-    taps, plane = f.kernel_d * f.kernel_h * f.kernel_w, f.out_d * f.out_h * f.out_w
-    axis, size, inner, dilation = 2, f.size_w, 1, f.dil_w
+def clear_touched(f, work, tap, taps, pixels, low, high):
+    """Clear what points of some taps touch of the image's gradient, and return which lines are clear then.
+
+    Lines low..high along its slowest axis are clear already.
+    """
+    slow, least, most = 1, f.outside, -1
     if f.ndim == 2:
-        axis, size, inner, dilation = 1, f.size_h, f.kernel_w, f.dil_h
+        slow = f.line_h
     elif f.ndim == 3:
-        axis, size, inner, dilation = 0, f.size_d, f.kernel_h * f.kernel_w, f.dil_d
-    edge, top = splat(offset, -1.0), splat(offset, size)
-    least, most = top, edge
-    for first in range(begin, end, f.tile):
-        pixels = min(end - first, f.tile)
-        deform_grid(f, first, pixels, work.points.grid)
-        for t in range(taps):
-            shift, moved = splat(offset, t // inner * dilation), offset + (t * f.ndim * plane + first)
-            for p in range(0, pixels, lanes(offset)):
-                n = pixels - p
-                origin = load_some(work.points.grid + (axis * f.tile + p), n) + shift
-                at = origin + load_some(moved + p, n)
-                inside = ((at > edge) | (at == edge)) & (at < top)
-                least = select(inside & (at < least), at, least)
-                most = select(inside & (at > most), at, most)
-    lane = stack_vectors(offset, 2)
-    store(lane, least)
-    store(lane + lanes(offset), most)
-    lowest, highest = lane[0], lane[lanes(offset)]
-    for i in range(1, lanes(offset)):
-        lowest = min(lowest, lane[i])
-        highest = max(highest, lane[lanes(offset) + i])
-    return math.floor(lowest) + 1, min(math.floor(highest) + 3, size + 2)
+        slow = f.line_d
+    for t in range(tap, tap + taps):
+        for p in range(pixels):
+            base = work.points.base[t * f.tile + p]
+            least = min(least, base)
+            most = max(most, base if base < f.outside else -1)
+    if most < 0:
+        return low, high
+    first, last, line = least // slow, most // slow + 2, slow * f.width
+    if low == high:
+        low, high = first, first
+    if first < low:
+        clear(work.image + first * line, (low - first) * line)
+    if last > high:
+        clear(work.image + high * line, (last - high) * line)
+    return min(low, first), max(high, last)
 
 
 @helper
@@ -402,12 +434,9 @@ def deform_grad(a, begin, end, thread):
         points = image * a.mask_image + block.offset_group * taps * plane
         offset, goffset = reals(a, a.offset) + points * f.ndim, reals(a, a.goffset) + points * f.ndim
         mask, gmask = reals(a, a.mask) + points, reals(a, a.gmask) + points
-        low, high = 0, slow_size + 2
-        if a.gx:
-            if band > 0:
-                low, high = touched_lines(f, work, offset, band_begin, band_end)
-            if low < high:
-                clear(work.image + low * slow * f.width, (high - low) * slow * f.width)
+        low, high = 0, 0 if band > 0 else slow_size + 2
+        if a.gx and low < high:
+            clear(work.image, high * slow * f.width)
         for t in range(0, taps, a.tap_block):
             some, part = min(taps - t, a.tap_block), t // a.tap_block
             columns = some * channels
@@ -439,7 +468,9 @@ def deform_grad(a, begin, end, thread):
                     )  # fmt: skip
                     if a.as_given:
                         turn_rows(a, work, work.pulls, pixels, channels, some)
-                    deform_pull(a, f, work, x, channels, t, some, pixels)
+                    if a.gx and band > 0:
+                        low, high = clear_touched(f, work, t, some, pixels, low, high)
+                    deform_pull(a, f, work, x, channels, work.pulls, a.row, channels, t, some, pixels)
                 else:
                     deform_sample(f, work.points, x, channels, t, some, pixels, a.row)
                 if dotted:
