@@ -288,8 +288,8 @@ class DensePlan:
             c, t = self.k_order(len(kernel))
             sources.append(c * c_stride + kernel[t])
             x_offsets = c * self.x_channel + offsets[t]
-            table, most = b.table(x_offsets), int(x_offsets.max(initial=0))
-            self.records.append({"taps": len(c), "x_offsets": table, "x_most": most, "w": 0, "w_places": 0})
+            where = {"x_offsets": b.table(x_offsets), "x_most": int(x_offsets.max(initial=0))}
+            self.records.append({"taps": len(c), "w": 0, "w_places": 0} | where)
         if self.w_row:
             tables = [self.panels(source) for source in sources]
             strides = {"w_group": group_stride, "w_block": width * o_stride}
