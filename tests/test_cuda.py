@@ -131,7 +131,7 @@ def to_compile():
 THREE_BLOCKS = ("conv 128x16", "conv 128x4", "conv 64x", "conv_depthwise", "deform_conv2d ")
 # Turing has half of Ampere's shared memory.
 ONE_BLOCK = ("deform_conv2d_grad_atomic NCHW float64", "deform_conv2d_grad_ordered NCHW float64")
-TABLE = Path(__file__).parents[1] / "docs" / "cuda.md"
+TABLE = Path(__file__).parents[1] / "docs" / "pages" / "cuda.md"
 
 
 @pytest.mark.parametrize(("name", "entry"), to_compile())

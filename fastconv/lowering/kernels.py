@@ -76,11 +76,11 @@ OVERHEAD = 2e-6
 # The same for dense and Winograd kernels, fitted to what each of them took on 33 layers, called and planned, in both
 # layouts: the choice loses 0.5 % of the time on average against the best one.
 DENSE_FLOPS = 120e9
-DENSE_OVERHEAD = 1.3e-6
+DENSE_OVERHEAD = 0.8e-6
 DENSE_STEPS = 6.8
 PACK_BYTES = 58e9
 WINOGRAD_FLOPS = 140e9
-WINOGRAD_OVERHEAD = 0.7e-6
+WINOGRAD_OVERHEAD = 1.4e-6
 WINOGRAD_STEPS = 3.0
 OVERLAP = 0.29  # of the products and of streaming their weights, what the shorter adds to the longer
 STREAM_BYTES = 53e9
