@@ -68,7 +68,10 @@ def test_kernels_equal_the_oracle(op, backend, isa):
 def test_kernels_equal_the_oracle_on_transposed_shapes(op, backend):
     (oracle,) = fastconv.kernels(f"conv{op[-2]}d_weight_grad", backend="numpy")
     for case in testing.cases(op, COUNT // 2):
-        problem = adjoint_of(dataclasses.replace(case.problem(), activation=None, bias=False)).weight
+        adjoint = adjoint_of(dataclasses.replace(case.problem(), activation=None, bias=False))
+        if adjoint is None:  # no tap reaches the output
+            continue
+        problem = adjoint.weight
         rng = np.random.default_rng(case.seed)
         x = integers(rng, problem.input_shape, problem.dtype)
         gy = integers(rng, problem.output_shape, problem.dtype)
