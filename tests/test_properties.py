@@ -106,7 +106,9 @@ def evaluate(backend, case, operands=None, **changes):
 
     By kernels whose sums of whole numbers are exact, so that laws hold to the bit.
     """
-    arguments = {"accuracy": "high"} | (case.arrays() if operands is None else operands) | case.options | changes
+    arguments = (
+        {"accuracy": "high"} | (case.arrays() if operands is None else operands) | case.options | changes
+    )
     return run(backend, case.op, **{name: value for name, value in arguments.items() if value is not None})
 
 
