@@ -37,7 +37,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
     W(y_image) W(y_block) W(y_d) W(y_h) W(y_phase) W(y_w)                                                              \
     W(repeat)                  /* channel c of the result is channel c / repeat of the source */                       \
-    W(blocks) W(starts)        /* blocks of channels that lie side by side: starts[i]..starts[i + 1]; planes have 1 */ \
+    W(blocks) W(starts)        /* channels that lie side by side in the source: starts[i]..starts[i + 1], 1 in planes */    \
     W(rows_d) W(rows_h) W(w_phases) W(w_lines)                                                                         \
     W(map_d) W(map_h) W(map_w) /* source index of each row, of each (phase, line) */                                   \
     W(runs)                    /* a phase: lines begin..end read the source from `first` on in steps of `step` */
