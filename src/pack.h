@@ -4,13 +4,17 @@
  * round, or the taps of each phase apart, is still a blocked transpose whose rows merely land elsewhere.
  */
 
-/* y[places[i] + r] = x[r * x_row + offsets[i]] for i < count, r < rows. */
+/* y[places[i] + r] = x[r * x_row + offsets[i]] for i < count, r < rows, and 0 where an offset is negative. */
 static void FN(pack_piece)(real *y, const real *x, int64_t x_row, int64_t rows, const int64_t *offsets, const int64_t *places,
                            int64_t count)
 {
     for (int64_t i = 0; i < count;) {
         /* How far the source runs on without a gap. */
         int64_t first = offsets[i], run = 1;
+        if (first < 0) {
+            FN(clear)(y + places[i++], rows);
+            continue;
+        }
         while (i + run < count && offsets[i + run] == first + run)
             run++;
         FN(transpose_to)(y, places + i, x + first, x_row, rows, run);

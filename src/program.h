@@ -81,20 +81,25 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(outputs) W(kernel) W(rank)                                                                                       \
     W(x_image) W(x_group) W(x_h) W(x_w) W(y_image) W(y_group) W(y_channel) W(y_h) W(y_w)                               \
     W(y_next)                  /* if tiles interleave: from a pixel to that of the next tile, else 0 */                \
-    W(groups) W(depth) W(taps) W(channels) /* input channels of a group, taps among them, output channels */           \
+    W(groups) W(depth) W(taps) W(phases) W(channels) /* input channels of a group, summed over with taps and phases */ \
     W(parts)                   /* tasks that share a block of tiles */                                                 \
     W(sums) W(sum_count) W(block) W(block_sources) /* tiles of a task, and most sources that they have */              \
     W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
     W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \
     W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
-    W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
+    W(points)                  /* for each: which of its (phase, channel) are summed */                                \
+    W(columns)                 /* where those are in the transformed inputs of a tile */                               \
+    W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */                           \
+    W(terms)                   /* of a direct sum */
 
 /* One stride-1 convolution among those of a transposed one, and where in the image its sources begin. The offsets of
  * each k are for the direct sum. */
 #define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(sources) W(source_count) W(w) W(w_offsets) W(x_offsets)
 
+#define WINOGRAD_POINT_WORDS(W) W(begin) W(end)
+
 /* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` lie side by side. It
- * reads `source` at the first tap and those `step` further on at the next ones. */
+ * reads `phases` of them from `source` on at the first tap and those `step` further on at the next ones. */
 #define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
@@ -307,6 +312,7 @@ DECLARE(winograd_weights_words, WINOGRAD_WEIGHTS_WORDS)
 DECLARE(winograd_words, WINOGRAD_WORDS)
 DECLARE(winograd_sum_words, WINOGRAD_SUM_WORDS)
 DECLARE(winograd_tile_words, WINOGRAD_TILE_WORDS)
+DECLARE(winograd_point_words, WINOGRAD_POINT_WORDS)
 DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
 DECLARE(plane_sum_words, PLANE_SUM_WORDS)
 DECLARE(plane_tile_words, PLANE_TILE_WORDS)
@@ -341,6 +347,7 @@ static const word_layout word_layouts[] = {
     {"winograd", WINOGRAD_WORDS(W_NAME)},
     {"winograd_sum", WINOGRAD_SUM_WORDS(W_NAME)},
     {"winograd_tile", WINOGRAD_TILE_WORDS(W_NAME)},
+    {"winograd_point", WINOGRAD_POINT_WORDS(W_NAME)},
     {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
     {"plane_sum", PLANE_SUM_WORDS(W_NAME)},
     {"plane_tile", PLANE_TILE_WORDS(W_NAME)},

@@ -287,7 +287,7 @@ INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t ta
         const winograd_tile_words *last = t.tiles + end % t.sum->tile_count;
         t.source = t.first / t.sum->tile_count * t.sum->source_count + t.tiles[t.first % t.sum->tile_count].source;
         end = end / t.sum->tile_count * t.sum->source_count + last->source + (w->taps - 1) * last->step;
-        t.sources = end + 1 - t.source;
+        t.sources = end + w->phases - t.source;
     }
     return t;
 }
@@ -325,7 +325,6 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
 {
     const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
     int64_t steps[MAX_K_BLOCK], m = a->outputs, all = FN(ranked)(m, a->rank);
-    int64_t taps = a->taps * a->depth * FN(ranked)(a->kernel, a->rank);
     real c[LANE_VECTORS * LANES * LANES];
     for (int64_t i = 0; i < a->k_block; i++)
         steps[i] = i * LANES;
@@ -333,8 +332,8 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
         int64_t pixels = all - first < LANES ? all - first : LANES, pixel[VEC_BYTES / sizeof(real)];
         for (int64_t p = 0; p < LANES; p++)
             pixel[p] = (first + p % pixels) / m * a->x_h + (first + p % pixels) % m * a->x_w;
-        for (int64_t k = 0; k < taps; k += a->k_block) {
-            int64_t count = taps - k < a->k_block ? taps - k : a->k_block;
+        for (int64_t k = 0; k < a->terms; k += a->k_block) {
+            int64_t count = a->terms - k < a->k_block ? a->terms - k : a->k_block;
             for (int64_t i = 0; i < count; i++)
                 for (int64_t p = 0; p < LANES; p++)
                     panel[i * LANES + p] = x[x_offsets[k + i] + pixel[p]];
@@ -356,30 +355,31 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
 INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_task) *t, int64_t points, int64_t vectors,
                                   const real *v, int64_t v_point, const real *u, real *sums, int64_t point)
 {
-    int64_t ahead[MAX_K_BLOCK], steps[MAX_K_BLOCK], place[MAX_WINOGRAD_TILES], step[MAX_WINOGRAD_TILES];
-    for (int64_t i = 0; i < w->k_block; i++) {
-        ahead[i] = i;
+    const int64_t *columns = (const int64_t *)w->columns;
+    const winograd_point_words *range = (const winograd_point_words *)w->points;
+    int64_t steps[MAX_K_BLOCK], place[MAX_WINOGRAD_TILES], step[MAX_WINOGRAD_TILES];
+    for (int64_t i = 0; i < w->k_block; i++)
         steps[i] = i * w->width;
-    }
     for (int64_t i = 0; i < t->count; i++) {
         int64_t number = t->first + i, image = number / t->sum->tile_count;
         const winograd_tile_words *tile = t->tiles + number % t->sum->tile_count;
         place[i] = (image * t->sum->source_count + tile->source - t->source) * w->v_row;
         step[i] = tile->step * w->v_row;
     }
-    for (int64_t tap = 0; tap < w->taps; tap++, u += w->depth * w->width) {
-        for (int64_t k = 0; k < w->depth; k += w->k_block) {
-            int64_t count = w->depth - k < w->k_block ? w->depth - k : w->k_block;
-            for (int64_t p = 0; p < points; p++)
+    for (int64_t tap = 0; tap < w->taps; tap++, u += w->phases * w->depth * w->width) {
+        for (int64_t p = 0; p < points; p++)
+            for (int64_t k = range[p].begin; k < range[p].end; k += w->k_block) {
+                int64_t count = range[p].end - k < w->k_block ? range[p].end - k : w->k_block;
+                int add = tap > 0 || k > range[p].begin;
                 for (int64_t i = 0; i < t->count; i += LANE_ROWS) {
                     int64_t rows = t->count - i < LANE_ROWS ? t->count - i : LANE_ROWS;
                     const real *row[LANE_ROWS];
                     for (int64_t r = 0; r < rows; r++)
-                        row[r] = v + p * v_point + place[i + r] + k;
-                    FN(tiles)[rows][vectors](count, row, ahead, u + p * w->w_point + k * w->width, steps,
-                                             sums + p * point + i * w->width, w->width, tap + k > 0);
+                        row[r] = v + p * v_point + place[i + r];
+                    FN(tiles)[rows][vectors](count, row, columns + k, u + p * w->w_point + k * w->width, steps,
+                                             sums + p * point + i * w->width, w->width, add);
                 }
-        }
+            }
         for (int64_t i = 0; i < t->count; i++)
             place[i] += step[i];
     }

@@ -40,11 +40,12 @@ _DENSE = (
 _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
     "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
-    "y_channel y_h y_w y_next groups depth taps channels parts sums sum_count block block_sources v v_row "
-    "width w_block w_point k_block activation weight_group w_row"
+    "y_channel y_h y_w y_next groups depth taps phases channels parts sums sum_count block block_sources v v_row "
+    "width w_block w_point k_block activation points columns weight_group w_row terms"
 )
 _WINOGRAD_SUM = "tiles tile_count sources source_count w w_offsets x_offsets"
 _WINOGRAD_TILE = "source step y rows columns row"
+_WINOGRAD_POINT = "begin end"
 _DEPTHWISE_PLANES = (
     "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band by_bands lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
@@ -111,6 +112,7 @@ WORDS = {
     "winograd": tuple(_WINOGRAD.split()),
     "winograd_sum": tuple(_WINOGRAD_SUM.split()),
     "winograd_tile": tuple(_WINOGRAD_TILE.split()),
+    "winograd_point": tuple(_WINOGRAD_POINT.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
     "plane_sum": tuple(_PLANE_SUM.split()),
     "plane_tile": tuple(_PLANE_TILE.split()),
@@ -317,7 +319,8 @@ class Builder:
         """Add the stage that packs weights, and return where they go: what a plan keeps, or else scratch.
 
         The weights of a group at `offsets` go to `places` in a block of `block` elements, `width` output
-        channels side by side; there are `blocks` of them in a group, `rows` output channels in all.
+        channels side by side; there are `blocks` of them in a group, `rows` output channels in all. Where an
+        offset is negative there is a weight of zero.
         """
         order = np.argsort(offsets, kind="stable")
         elements = groups * blocks * block

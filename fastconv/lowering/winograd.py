@@ -1,14 +1,17 @@
-"""Stride-1 convolutions with few taps along an axis or two by Winograd's minimal filtering: see src/winograd.h.
+"""Convolutions with few taps along an axis or two by Winograd's minimal filtering: see src/winograd.h.
 
 A dilated convolution is an undilated one on each phase of the image: its tiles are spread, no more. A transposed
 convolution is one stride-1 convolution for each phase of its output, such as four of 2x2 where 4x4 has stride 2.
-Taps along a third axis, as of 3x3x3, are summed over like channels.
+Taps along a third axis, as of 3x3x3, are summed over like channels. So are the phases of the image that a strided
+convolution reads: 3x3 of stride 2 is the sum of 2x2, 2x1, 1x2 and 1x1 taps on a phase each. All of them go to the
+points of the largest; the product at infinity is that of the last tap, and is left out where there is none.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,28 @@ SPREAD_PHASES = 4
 # Weights of one task of their transform, in channels.
 WEIGHT_PIECE = 32
 GFLOPS = 50.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The taps of an axis that read one phase of the image, in their order there, the first of them at line `first`."""
+
+    number: int
+    first: int
+    taps: np.ndarray
+    step: int
+
+
+def phases_of(axis_sum: AxisSum) -> list[Phase]:
+    """Return the phases of the image that a sum reads."""
+    found = []
+    for number in np.unique(axis_sum.phases).tolist():
+        mine = np.flatnonzero(axis_sum.phases == number)
+        mine = mine[np.argsort(axis_sum.offsets[mine])]
+        lines = axis_sum.offsets[mine]
+        step = int(lines[1] - lines[0]) if len(lines) > 1 else 1
+        found.append(Phase(number, int(lines[0]), axis_sum.taps[mine], step))
+    return found
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,33 @@ class Filtering:
         """Taps of the axis that is not filtered."""
         return len(self.axes[0].sums[0].taps)
 
+    def is_full(self, role: int, phase: Phase) -> bool:
+        """Whether a phase of the second (1) or third axis (2) has all taps of the algorithm."""
+        return len(phase.taps) == (self.kernel if role == 2 or self.rank == 2 else 1)
+
+    def parts(self, sums: tuple[AxisSum, AxisSum, AxisSum]) -> list[tuple[Phase, Phase]]:
+        """Return the phases along the second and the third axis that a sum is made of.
+
+        They are ordered so that those which have a product at any one point are neighbours.
+        """
+
+        def order(part: tuple[Phase, Phase]) -> tuple[bool, bool]:
+            second, third = (self.is_full(role, phase) for role, phase in enumerate(part, 1))
+            return not second, second == third
+
+        return sorted(product(*map(phases_of, sums[1:])), key=order)
+
+    def ranges(self, points: int) -> list[tuple[int, int]]:
+        """Return the range of the parts that have a product, for each point."""
+        parts, found = self.parts(self.sums[0]), []
+        for at in product(range(points if self.rank == 2 else 1), range(points)):
+            infinite = [role for role, i in enumerate(at, 1) if i == points - 1]
+            mine = [
+                i for i, part in enumerate(parts) if all(self.is_full(role, part[role - 1]) for role in infinite)
+            ]
+            found.append((mine[0], mine[-1] + 1))
+        return found
+
     def outputs(self, points: int) -> tuple[int, int]:
         """Return the outputs of a tile along the second and the third axis."""
         m = points - self.kernel + 1
@@ -85,28 +137,25 @@ class Filtering:
                 for s, step, m in zip(others, self.steps[1:], self.outputs(points), strict=True)
             ]
             tiles += first.count * int(math.prod(counts))
-        return tiles * self.taps * points**self.rank
+        return tiles * self.taps * sum(end - begin for begin, end in self.ranges(points))
 
 
 def filtering_of(problem: Problem, points: int) -> Filtering | str:
     """Return how a problem looks to the algorithm with `points` points, or why it cannot use it."""
     if problem.groups == problem.in_channels and problem.groups > 1:
         return Refusal.DEPTHWISE
-    transposed = problem.variant == "conv_transpose"
-    if not transposed and set(problem.stride) != {1}:
-        return Refusal.STRIDED
-    sizes = zip(problem.kernel_size, problem.stride, strict=True)
-    if not any(
-        points - -(-kernel // stride) + 1 in OUTPUTS.get(-(-kernel // stride), ()) for kernel, stride in sizes
-    ):
+    sizes = zip(problem.kernel_size, problem.stride, problem.dilation, strict=True)
+    most = [-(-kernel // (stride // math.gcd(stride, dilation))) for kernel, stride, dilation in sizes]
+    if not any(points - kernel + 1 in OUTPUTS.get(kernel, ()) for kernel in most):
         return Refusal.NO_SMALL_KERNEL
     axes = axes_of(problem)
     if any(axis.has_gaps or len({len(s.taps) for s in axis.sums}) != 1 for axis in axes):
         return Refusal.UNEVEN_TAPS
-    steps = [{int(step) for s in axis.sums for step in np.diff(np.sort(s.offsets))} or {1} for axis in axes]
+    phases = [[phase for s in axis.sums for phase in phases_of(s)] for axis in axes]
+    steps = [{phase.step for phase in found if len(phase.taps) > 1} or {1} for found in phases]
     if any(len(found) > 1 for found in steps):
         return Refusal.UNEVEN_TAPS
-    taps = [len(axis.sums[0].taps) for axis in axes]
+    taps = [max(len(phase.taps) for phase in found) for found in phases]
     for rank, *places in (
         (2, 0, 1, 2),
         (2, 1, 0, 2),
@@ -117,7 +166,8 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
         (1, 1, 2, 0),
     ):
         _, second, kernel = (taps[place] for place in places)
-        if points - kernel + 1 in OUTPUTS.get(kernel, ()) and second == (kernel if rank == 2 else 1):
+        one = len(phases_of(axes[places[0]].sums[0])) == 1
+        if one and points - kernel + 1 in OUTPUTS.get(kernel, ()) and second == (kernel if rank == 2 else 1):
             o, h, w = (axes[place] for place in places)
             return Filtering(
                 problem, (o, h, w), tuple(places), rank, kernel, tuple(steps[p].copy().pop() for p in places)
@@ -168,6 +218,7 @@ class Tiles:
     table: dict[str, np.ndarray]
     sources: np.ndarray
     taps: int
+    phases: int
 
     @property
     def count(self) -> int:
@@ -181,7 +232,7 @@ class Tiles:
         """Return how many sources a block of so many tiles has at most, wherever it begins and over how many images."""
         images = np.arange(-(-block // self.count) + 1)[:, None] * len(self.sources)
         first, last = (images + self.table["source"]).ravel(), (images + self.last_source).ravel()
-        return int((last[block - 1 :] - first[: len(first) - block + 1]).max()) + 1
+        return int((last[block - 1 :] - first[: len(first) - block + 1]).max()) + self.phases
 
 
 class WinogradPlan:
@@ -191,8 +242,11 @@ class WinogradPlan:
         p = b.problem
         self.b, self.p, self.filtering, self.points = b, p, filtering, points**filtering.rank
         self.outputs, self.kernel, self.taps = filtering.outputs(points), filtering.kernel, filtering.taps
+        self.ranges = filtering.ranges(points)
+        self.phases = max(end for _, end in self.ranges)
         self.c, self.o = p.in_channels // p.groups, p.out_channels // p.groups
-        self.depth = self.taps * self.c * self.kernel**filtering.rank
+        self.depth = self.phases * self.c
+        self.kernels = (self.kernel if filtering.rank == 2 else 1), self.kernel
         rows, vectors = b.engines.lane_tile
         self.width = min(vectors * b.lanes, round_up(self.o, b.lanes))
         self.blocks = -(-self.o // self.width)
@@ -202,6 +256,8 @@ class WinogradPlan:
         self.axes: Axes = (d, h, w)
         self.image = Image.of(self.axes, p.in_channels)
         self.x_steps = self.by_role((self.image.d, self.image.h, self.image.w))
+        phases = self.image.lines_d * self.image.d, self.image.lines_h * self.image.h, self.image.phase
+        self.x_phases = self.by_role(phases)
         self.y_steps = self.by_role(output_strides(p)[2:])
         # Channels first, pixels that lie far apart would be written one by one.
         far = filtering.places[2] != 2 or filtering.steps[2] >= SPREAD_PHASES
@@ -234,7 +290,8 @@ class WinogradPlan:
         """
         source = self.points * self.v_row * self.b.itemsize
         sums = self.points * self.width * self.b.itemsize
-        weights = self.points * self.taps * self.c * self.o * self.b.itemsize
+        products = self.taps * sum(end - begin for begin, end in self.ranges)
+        weights = products * self.c * self.o * self.b.itemsize
 
         def moved(block: int) -> int:
             inputs = tiles.most_sources(block) * source
@@ -252,8 +309,9 @@ class WinogradPlan:
         for s in axis.sums:
             _, tiles = tile_counts(s.count, step, m)
             reach = np.arange(len(tiles)) + (tiles * m + kernel - 2) * step
-            lines = max(lines, int(s.offsets.min() + reach.max()) + 1)
-        padding = np.full((1, lines - axis.lines), -1)
+            first = max(phase.first for phase in phases_of(s))
+            lines = max(lines, int(first + reach.max()) + 1)
+        padding = np.full((axis.phases, lines - axis.lines), -1)
         return replace(axis, map=np.concatenate([axis.map, padding], axis=1))
 
     def tiles_of(self, *sums: AxisSum) -> Tiles:
@@ -279,7 +337,8 @@ class WinogradPlan:
             group = group + run // (LEAVING_PIXELS // math.prod(self.outputs))
         begin = np.searchsorted(group, group)
         length = np.searchsorted(group, group, side="right") - begin
-        low = sum(int(s.offsets.min()) * x for s, x in zip(sums, self.x_steps, strict=True))
+        low = int(first.offsets.min()) * self.x_steps[0]
+        phases = low + np.array([self.phase_offset(part) for part in self.filtering.parts(sums)])
 
         def every(count: int) -> tuple[np.ndarray, np.ndarray]:
             """Return (place along the first axis, member) of a line's tiles or sources, in their order."""
@@ -289,21 +348,27 @@ class WinogradPlan:
 
         place, member = every(reach)
         x = place * self.x_steps[0] + members["x"][member]
-        sources = (low + lines["x"][:, None] + x).ravel()
+        sources = (lines["x"][:, None] + x).ravel()[:, None] + phases
         place, member = every(along)
         source = begin[member] * reach + place * length[member] + member - begin[member]
         y = (first.start + first.step * place) * self.y_steps[0] + members["y"][member]
         _, row = np.unique(group[member] * along + place, return_inverse=True)
         line = np.arange(len(lines["x"]))[:, None]
         table = {
-            "source": line * (reach * size) + source,
-            "step": np.broadcast_to(step * length[member], (len(line), len(member))),
+            "source": (line * (reach * size) + source) * self.phases,
+            "step": np.broadcast_to(step * length[member] * self.phases, (len(line), len(member))),
             "y": lines["y"][:, None] + y,
             "row": line * (int(row.max()) + 1) + row,
         }
         limits = {lines["limit"]: lines["left"][:, None], members["limit"]: members["left"][member]}
         table |= {name: np.broadcast_to(left, table["y"].shape) for name, left in limits.items()}
-        return Tiles({name: values.ravel() for name, values in table.items()}, sources, self.taps)
+        table = {name: values.ravel() for name, values in table.items()}
+        return Tiles(table, sources.ravel(), self.taps, self.phases)
+
+    def phase_offset(self, part: tuple[Phase, Phase]) -> int:
+        """Return where in the image the phases of a part begin."""
+        steps = zip(part, self.x_phases[1:], self.x_steps[1:], strict=True)
+        return sum(phase.number * x_phase + phase.first * x for phase, x_phase, x in steps)
 
     def line_of(self, i: int, s: AxisSum) -> dict[str, Any]:
         """Return the tiles along the second or the third axis, phase by phase.
@@ -346,10 +411,11 @@ class WinogradPlan:
         b, p = self.b, self.p
         o_stride, c_stride = self.weight_strides()
         sources = [self.weight_order(sums, c_stride) for sums in self.filtering.sums]
-        sums, raw = len(sources), self.depth * self.width
+        sums, depth = len(sources), len(sources[0])
+        raw = depth * self.width
         packed = b.pack(
             np.concatenate(sources),
-            np.arange(sums * self.depth) * self.width,
+            np.arange(sums * depth) * self.width,
             sums * raw,
             self.width,
             self.blocks,
@@ -359,7 +425,7 @@ class WinogradPlan:
             x_group=self.c * self.o * p.taps,
             keep=False,
         )
-        channels = self.taps * self.c
+        channels = self.taps * self.depth
         w_point = channels * self.width + b.lanes
         w_sum = self.points * w_point
         blocks = p.groups * self.blocks * sums
@@ -379,7 +445,7 @@ class WinogradPlan:
             y_point=w_point,
         )
         b.stage("winograd_weights", blocks * pieces, words, weights_only=True)
-        x_offsets = b.table(self.direct_offsets())
+        x_offsets = b.table(self.direct_offsets()[sources[0] >= 0])
         records = [
             {
                 "tiles": b.table(np.stack([tiles.table[name] for name in WORDS["winograd_tile"]], axis=1)),
@@ -387,7 +453,7 @@ class WinogradPlan:
                 "sources": b.table(tiles.sources),
                 "source_count": len(tiles.sources),
                 "w": i * w_sum,
-                "w_offsets": b.table(source),
+                "w_offsets": b.table(source[source >= 0]),
                 "x_offsets": x_offsets,
             }
             for i, (tiles, source) in enumerate(zip(self.tiles, sources, strict=True))
@@ -400,19 +466,30 @@ class WinogradPlan:
         return (taps, self.o * taps) if self.p.variant == "conv_transpose" else (self.c * taps, taps)
 
     def weight_order(self, sums: tuple[AxisSum, AxisSum, AxisSum], c_stride: int) -> np.ndarray:
-        """Return where the weight of each (tap, channel, filtered taps) is, taps in the order in which they meet the image."""
+        """Return where the weight of each (tap, phases, channel, filtered taps) is, taps in their order in the image.
+
+        It is negative where a phase has fewer taps than the algorithm.
+        """
         kernel = (1, 1, *self.p.kernel_size)[-3:]
         steps = self.by_role((kernel[1] * kernel[2], kernel[2], 1))
-        o, h, w = (s.taps[np.argsort(s.offsets)] * step for s, step in zip(sums, steps, strict=True))
-        channels = np.arange(self.c) * c_stride
-        return (o[:, None, None, None] + channels[:, None, None] + h[:, None] + w).ravel()
+        first = sums[0].taps[np.argsort(sums[0].offsets)] * steps[0]
+        start = first[:, None, None, None] + np.arange(self.c)[:, None, None] * c_stride
+        parts = []
+        for part in self.filtering.parts(sums):
+            places = np.full((self.taps, self.c, *self.kernels), -1)
+            h, w = (phase.taps * step for phase, step in zip(part, steps[1:], strict=True))
+            places[..., : len(h), : len(w)] = start + h[:, None] + w
+            parts.append(places)
+        return np.stack(parts, axis=1).ravel()
 
     def direct_offsets(self) -> np.ndarray:
-        """Return the image offset of every (tap, channel, filtered taps) from the first pixel of a tile."""
-        kernels = (self.taps, self.kernel if self.filtering.rank == 2 else 1, self.kernel)
-        steps = zip(kernels, self.filtering.steps, self.x_steps, strict=True)
+        """Return the image offset of every (tap, phases, channel, filtered taps) from the first pixel of a tile."""
+        steps = zip((self.taps, *self.kernels), self.filtering.steps, self.x_steps, strict=True)
         o, h, w = (np.arange(kernel) * step * x for kernel, step, x in steps)
-        return (o[:, None, None, None] + np.arange(self.c)[:, None, None] + h[:, None] + w).ravel()
+        parts = np.array([self.phase_offset(part) for part in self.filtering.parts(self.filtering.sums[0])])
+        channels = np.arange(self.c)
+        parts = (parts - parts[0])[:, None, None, None]
+        return (o[:, None, None, None, None] + parts + channels[:, None, None] + h[:, None] + w).ravel()
 
     def words(self, x: Operand) -> Words:
         b, p, steps = self.b, self.p, self.filtering.steps
@@ -421,8 +498,12 @@ class WinogradPlan:
         y_next = 0
         if self.spread:
             y_next = sum_w.step * self.y_steps[2] if steps[2] > 1 else sum_h.step * self.y_steps[1]
-        k_block = min(K_BLOCK, self.depth)
         w, w_block, w_point, records = self.add_weights()
+        ranges = [{"begin": begin * self.c, "end": end * self.c} for begin, end in self.ranges]
+        columns = np.arange(self.phases)[:, None] * self.v_row + np.arange(self.c)
+        parts = self.filtering.parts(self.filtering.sums[0])
+        terms = self.taps * self.c * sum(len(h.taps) * len(w.taps) for h, w in parts)
+        k_block = min(K_BLOCK, max(terms, self.depth))
         pixels = math.prod(self.outputs)
         leaving = LEAVING_PIXELS // pixels * pixels
         work = self.points * (self.block * self.width + b.lanes)
@@ -453,6 +534,7 @@ class WinogradPlan:
             groups=p.groups,
             depth=self.c,
             taps=self.taps,
+            phases=self.phases,
             channels=self.o,
             parts=self.parts,
             sums=b.records("winograd_sum", records),
@@ -466,6 +548,9 @@ class WinogradPlan:
             w_point=w_point,
             k_block=k_block,
             activation=b.engines.activation(p),
+            points=b.records("winograd_point", ranges),
+            columns=b.table(columns),
             weight_group=self.c * self.o * p.taps,
             w_row=self.weight_strides()[0],
+            terms=terms,
         )
