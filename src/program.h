@@ -81,25 +81,24 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(outputs) W(kernel) W(rank)                                                                                       \
     W(x_image) W(x_group) W(x_h) W(x_w) W(y_image) W(y_group) W(y_channel) W(y_h) W(y_w)                               \
     W(y_next)                  /* if tiles interleave: from a pixel to that of the next tile, else 0 */                \
-    W(groups) W(depth) W(taps) W(phases) W(channels) /* input channels of a group, summed over with taps and phases */ \
+    W(groups) W(depth) W(taps) W(pieces) W(channels) /* input channels of a group, summed over with taps and pieces */ \
     W(parts)                   /* tasks that share a block of tiles */                                                 \
     W(sums) W(sum_count) W(block) W(block_sources) /* tiles of a task, and most sources that they have */              \
     W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
     W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \
     W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
-    W(points)                  /* for each: which of its (phase, channel) are summed */                                \
     W(columns)                 /* where those are in the transformed inputs of a tile */                               \
-    W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */                           \
-    W(terms)                   /* of a direct sum */
+    W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
 
-/* One stride-1 convolution among those of a transposed one, and where in the image its sources begin. The offsets of
- * each k are for the direct sum. */
-#define WINOGRAD_SUM_WORDS(W) W(tiles) W(tile_count) W(sources) W(source_count) W(w) W(w_offsets) W(x_offsets)
+/* One stride-1 convolution among those of a transposed one, where in the image its sources begin, and for each point
+ * which (piece, channel) have a product. The offsets of each k are for the direct sum. */
+#define WINOGRAD_SUM_WORDS(W)                                                                                          \
+    W(tiles) W(tile_count) W(sources) W(source_count) W(w) W(points) W(terms) W(w_offsets) W(x_offsets)
 
 #define WINOGRAD_POINT_WORDS(W) W(begin) W(end)
 
 /* Output pixels of a tile are y + i*y_h + j*y_w, i < rows, j < columns; neighbours with equal `row` lie side by side. It
- * reads `phases` of them from `source` on at the first tap and those `step` further on at the next ones. */
+ * reads `pieces` of them from `source` on at the first tap and those `step` further on at the next ones. */
 #define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
 /* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is

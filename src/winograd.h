@@ -1,11 +1,13 @@
 /* Winograd's minimal filtering: m outputs of a stride-1 sum over r taps from a = m + r - 1 products instead of m r, along
  * one axis (rank 1) or along two at once (rank 2: m x m outputs from a^2 products), with the taps of a third axis among
- * the channels (A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016).
+ * the channels (A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural Networks, CVPR 2016), and so the pieces of a
+ * kernel that has more than r taps, or a stride: see fastconv/lowering/winograd.py.
  *
  * winograd_weights turns the packed weights [k][o] into a^rank matrices [channel][o].
  * winograd (winograd_inputs before it, where tasks share them) does a block of tiles: their inputs become a^rank matrices
  * [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become its
- * pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most of theirs.
+ * pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most of theirs,
+ * for one piece of the kernel. A piece with fewer than r taps has no product at infinity.
  * Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
  *
  * The points are 0, +-1 and infinity for a = 4, where every coefficient is a power of two, so small integers stay exact;
@@ -86,7 +88,7 @@ INLINE void FN(winograd_output_line)(const int a, const int m, vec *p, const int
 INLINE void FN(winograd_weight_line)(const int a, const int r, vec *g, const int step)
 {
     vec zero = {0}, g0 = g[0], g1 = g[step], g2 = r > 2 ? g[2 * step] : zero;
-    vec g3 = r > 3 ? g[3 * step] : zero, g4 = r > 4 ? g[4 * step] : zero, last = g[(r - 1) * step];
+    vec g3 = r > 3 ? g[3 * step] : zero, last = g[(r - 1) * step];
     if (a == 4) {
         vec even = (g0 + g2) * (real)0.5, odd = (g1 + g3) * (real)0.5;
         g[step] = even + odd;
@@ -101,10 +103,10 @@ INLINE void FN(winograd_weight_line)(const int a, const int r, vec *g, const int
         g[2 * step] = odd + even;
         g[3 * step] = odd - even;
     } else {
-        vec even = g0 + (real)0.5 * g2 + (real)0.25 * g4, odd = (g1 + (real)0.5 * g3) * ROOT_LOW;
+        vec even = g0 + (real)0.5 * g2, odd = (g1 + (real)0.5 * g3) * ROOT_LOW;
         g[step] = (even + odd) * (real)(-2. / 3);
         g[2 * step] = (even - odd) * (real)(-2. / 3);
-        even = g0 + 2 * g2 + 4 * g4;
+        even = g0 + 2 * g2;
         odd = (g1 + 2 * g3) * ROOT_HIGH;
         g[3 * step] = (even + odd) * (real)(1. / 6);
         g[4 * step] = (even - odd) * (real)(1. / 6);
@@ -214,7 +216,7 @@ INPUT_TRANSFORM(4, 1) INPUT_TRANSFORM(5, 1) INPUT_TRANSFORM(6, 1)
 INPUT_TRANSFORM(4, 2) INPUT_TRANSFORM(5, 2) INPUT_TRANSFORM(6, 2)
 #undef INPUT_TRANSFORM
 
-#define ALGORITHMS(F, RANK) F(2, 3, 4, RANK) F(3, 3, 5, RANK) F(4, 3, 6, RANK) F(3, 2, 4, RANK) F(4, 2, 5, RANK) F(2, 5, 6, RANK)
+#define ALGORITHMS(F, RANK) F(2, 3, 4, RANK) F(3, 3, 5, RANK) F(4, 3, 6, RANK) F(3, 2, 4, RANK) F(4, 2, 5, RANK) F(3, 4, 6, RANK)
 #define TRANSFORMS(M, R, A, RANK)                                                                                      \
     static NOINLINE void FN(winograd_weights_##M##x##R##_##RANK)(const real *x, real *y, int64_t y_point,              \
                                                                  int64_t width, int64_t channels)                      \
@@ -287,7 +289,7 @@ INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t ta
         const winograd_tile_words *last = t.tiles + end % t.sum->tile_count;
         t.source = t.first / t.sum->tile_count * t.sum->source_count + t.tiles[t.first % t.sum->tile_count].source;
         end = end / t.sum->tile_count * t.sum->source_count + last->source + (w->taps - 1) * last->step;
-        t.sources = end + w->phases - t.source;
+        t.sources = end + w->pieces - t.source;
     }
     return t;
 }
@@ -332,8 +334,8 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
         int64_t pixels = all - first < LANES ? all - first : LANES, pixel[VEC_BYTES / sizeof(real)];
         for (int64_t p = 0; p < LANES; p++)
             pixel[p] = (first + p % pixels) / m * a->x_h + (first + p % pixels) % m * a->x_w;
-        for (int64_t k = 0; k < a->terms; k += a->k_block) {
-            int64_t count = a->terms - k < a->k_block ? a->terms - k : a->k_block;
+        for (int64_t k = 0; k < sum->terms; k += a->k_block) {
+            int64_t count = sum->terms - k < a->k_block ? sum->terms - k : a->k_block;
             for (int64_t i = 0; i < count; i++)
                 for (int64_t p = 0; p < LANES; p++)
                     panel[i * LANES + p] = x[x_offsets[k + i] + pixel[p]];
@@ -356,7 +358,7 @@ INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_tas
                                   const real *v, int64_t v_point, const real *u, real *sums, int64_t point)
 {
     const int64_t *columns = (const int64_t *)w->columns;
-    const winograd_point_words *range = (const winograd_point_words *)w->points;
+    const winograd_point_words *range = (const winograd_point_words *)t->sum->points;
     int64_t steps[MAX_K_BLOCK], place[MAX_WINOGRAD_TILES], step[MAX_WINOGRAD_TILES];
     for (int64_t i = 0; i < w->k_block; i++)
         steps[i] = i * w->width;
@@ -366,8 +368,10 @@ INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_tas
         place[i] = (image * t->sum->source_count + tile->source - t->source) * w->v_row;
         step[i] = tile->step * w->v_row;
     }
-    for (int64_t tap = 0; tap < w->taps; tap++, u += w->phases * w->depth * w->width) {
-        for (int64_t p = 0; p < points; p++)
+    for (int64_t tap = 0; tap < w->taps; tap++, u += w->pieces * w->depth * w->width) {
+        for (int64_t p = 0; p < points; p++) {
+            if (range[p].begin == range[p].end)
+                FN(clear)(sums + p * point, t->count * w->width);
             for (int64_t k = range[p].begin; k < range[p].end; k += w->k_block) {
                 int64_t count = range[p].end - k < w->k_block ? range[p].end - k : w->k_block;
                 int add = tap > 0 || k > range[p].begin;
@@ -380,6 +384,7 @@ INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_tas
                                              sums + p * point + i * w->width, w->width, add);
                 }
             }
+        }
         for (int64_t i = 0; i < t->count; i++)
             place[i] += step[i];
     }

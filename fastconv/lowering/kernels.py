@@ -73,23 +73,23 @@ MEMORY_BYTES = 10e9
 GATHERING = 2.0
 OVERHEAD = 2e-6
 
-# The same for dense and Winograd kernels, fitted to what each of them took on 33 layers, called and planned, in both
-# layouts: the choice loses 0.5 % of the time on average against the best one.
+# The same for dense and Winograd kernels, fitted to what each of them took on 61 layers, called and planned, in both
+# layouts: the choice loses 0.9 % of the time on average against the best one.
 DENSE_FLOPS = 120e9
 DENSE_OVERHEAD = 0.8e-6
-DENSE_STEPS = 6.8
-PACK_BYTES = 58e9
-WINOGRAD_FLOPS = 140e9
+DENSE_STEPS = 4.8
+PACK_BYTES = 22e9
+WINOGRAD_FLOPS = 130e9
 WINOGRAD_OVERHEAD = 1.4e-6
-WINOGRAD_STEPS = 3.0
-OVERLAP = 0.29  # of the products and of streaming their weights, what the shorter adds to the longer
+WINOGRAD_STEPS = 2.0
+OVERLAP = 0.17  # of the products and of streaming their weights, what the shorter adds to the longer
 STREAM_BYTES = 53e9
 TRANSFORM_BYTES = 17.5e9
-WEIGHT_BYTES = 70e9
-ARRAY_BYTES = 30e9
-CACHE = 8e6  # weights beyond it are written and read again at
-BEYOND_BYTES = 16e9
-FAR_BYTES = 28e9  # those that are ready are read at
+WEIGHT_BYTES = 55e9
+ARRAY_BYTES = 36e9
+CACHE = 8.5e6  # weights beyond it are written and read again at
+BEYOND_BYTES = 14e9
+FAR_BYTES = 45e9  # those that are ready are read at
 LANES = 16
 # In float32 4e-6, about what the direct kernels of other libraries have.
 WINOGRAD_TOLERANCE = 32.0
@@ -238,15 +238,18 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         filtering = filtering_of(problem, points)
         if not isinstance(filtering, Filtering):
             return math.inf
-        size, products = problem.dtype.itemsize, filtering.products(points)
+        size, products, (pieces,) = problem.dtype.itemsize, filtering.products(points), filtering.piece_counts
         c, o = problem.in_channels // problem.groups, problem.out_channels // problem.groups
         pairs = c * problem.out_channels
         # A tile takes some steps to begin and to end, and whole vectors of output channels.
-        idle = (1 + WINOGRAD_STEPS / c) * round_up(o, LANES) / o
-        weights = points**filtering.rank * filtering.taps * pairs * len(filtering.sums) * size
+        idle = (1 + WINOGRAD_STEPS / (pieces * c)) * round_up(o, LANES) / o
+        weights = sum(filtering.weights(sums, points) for sums in filtering.sums) * pairs * size
         multiply, stream = 2 * products * pairs * idle / WINOGRAD_FLOPS * size / 4, weights / STREAM_BYTES
         seconds = max(multiply, stream) + OVERLAP * min(multiply, stream)
-        transformed = products // filtering.taps * (problem.in_channels + problem.out_channels) * size
+        # Vectors that are not full take less than full ones, but more than their share.
+        channels = problem.groups * (pieces * (c + round_up(c, LANES)) + o + round_up(o, LANES)) / 2
+        tiles = sum(filtering.tiles(sums, points) for sums in filtering.sums)
+        transformed = tiles * points**filtering.rank * channels * size
         seconds += transformed / TRANSFORM_BYTES
         if problem.prepared:
             seconds += max(weights - CACHE, 0) / FAR_BYTES

@@ -2,9 +2,10 @@
 
 A dilated convolution is an undilated one on each phase of the image: its tiles are spread, no more. A transposed
 convolution is one stride-1 convolution for each phase of its output, such as four of 2x2 where 4x4 has stride 2.
-Taps along a third axis, as of 3x3x3, are summed over like channels. So are the phases of the image that a strided
-convolution reads: 3x3 of stride 2 is the sum of 2x2, 2x1, 1x2 and 1x1 taps on a phase each. All of them go to the
-points of the largest; the product at infinity is that of the last tap, and is left out where there is none.
+Taps along a third axis, as of 3x3x3, are summed over like channels. So are the pieces of a kernel: it is cut where it
+has many taps, such as 7x7 into 4x4, 4x3, 3x4 and 3x3, and by the phases of the image that a strided convolution reads,
+such as 3x3 of stride 2 into 2x2, 2x1, 1x2 and 1x1. All pieces go to the points of the largest; the product at infinity
+is that of the last tap, and is left out where a piece has none.
 """
 
 import math
@@ -19,13 +20,13 @@ import numpy as np
 from ..problem import Problem
 from ..registry import Refusal
 from .dense import add_halo
-from .geometry import Axes, Axis, AxisSum, Image, axes_of, output_strides
+from .geometry import Axes, Axis, AxisSum, Image, Sums, axes_of, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["EXACT_POINTS", "Filtering", "filtering_of", "lower_winograd", "refuse_winograd"]
 
 # The algorithms F(m, r) of src/winograd.h: by the kernel r, the outputs m.
-OUTPUTS = {2: (3, 4), 3: (2, 3, 4), 5: (2,)}
+OUTPUTS = {2: (3, 4), 3: (2, 3, 4), 4: (3,)}
 # With so many points or fewer all coefficients are powers of two.
 EXACT_POINTS = 4
 # Transformed inputs and sums of a block of tiles that stay in L2, beside a panel of weights.
@@ -39,28 +40,32 @@ SPREAD_PHASES = 4
 # Weights of one task of their transform, in channels.
 WEIGHT_PIECE = 32
 GFLOPS = 50.0
+# A tile reads so many sources at most, whose transforms are in L2.
+MOST_PIECES = 16
 
 
 @dataclass(frozen=True)
-class Phase:
-    """The taps of an axis that read one phase of the image, in their order there, the first of them at line `first`."""
+class Piece:
+    """Neighbouring taps along an axis that read one phase of the image, the first of them at line `first`."""
 
-    number: int
+    phase: int
     first: int
     taps: np.ndarray
-    step: int
 
 
-def phases_of(axis_sum: AxisSum) -> list[Phase]:
-    """Return the phases of the image that a sum reads."""
-    found = []
-    for number in np.unique(axis_sum.phases).tolist():
-        mine = np.flatnonzero(axis_sum.phases == number)
-        mine = mine[np.argsort(axis_sum.offsets[mine])]
-        lines = axis_sum.offsets[mine]
-        step = int(lines[1] - lines[0]) if len(lines) > 1 else 1
-        found.append(Phase(number, int(lines[0]), axis_sum.taps[mine], step))
-    return found
+def pieces_of(axis_sum: AxisSum, kernel: int) -> list[Piece]:
+    """Return the pieces of a sum that have up to `kernel` taps."""
+    order = np.lexsort((axis_sum.offsets, axis_sum.phases))
+    ends = np.flatnonzero(np.diff(axis_sum.phases[order])) + 1
+    pieces = [
+        of_phase[i : i + kernel]
+        for of_phase in np.split(order, ends)
+        for i in range(0, len(of_phase), kernel)
+    ]
+    return [
+        Piece(int(axis_sum.phases[piece[0]]), int(axis_sum.offsets[piece[0]]), axis_sum.taps[piece])
+        for piece in pieces
+    ]
 
 
 @dataclass(frozen=True)
@@ -87,40 +92,51 @@ class Filtering:
     steps: tuple[int, ...]
 
     @property
-    def sums(self) -> list[tuple[AxisSum, AxisSum, AxisSum]]:
-        o, h, w = self.axes
-        return [(one, two, three) for one in o.sums for two in h.sums for three in w.sums]
+    def sums(self) -> list[Sums]:
+        return sums_of(self.axes)
 
     @property
     def taps(self) -> int:
         """Taps of the axis that is not filtered."""
         return len(self.axes[0].sums[0].taps)
 
-    def is_full(self, role: int, phase: Phase) -> bool:
-        """Whether a phase of the second (1) or third axis (2) has all taps of the algorithm."""
-        return len(phase.taps) == (self.kernel if role == 2 or self.rank == 2 else 1)
+    @property
+    def kernels(self) -> tuple[int, int]:
+        """Taps along the second and the third axis."""
+        return (self.kernel if self.rank == 2 else 1), self.kernel
 
-    def parts(self, sums: tuple[AxisSum, AxisSum, AxisSum]) -> list[tuple[Phase, Phase]]:
-        """Return the phases along the second and the third axis that a sum is made of.
+    def pieces(self, sums: Sums) -> list[tuple[Piece, Piece]]:
+        """Return the pieces of a sum, each along the second and the third axis.
 
         They are ordered so that those which have a product at any one point are neighbours.
         """
 
-        def order(part: tuple[Phase, Phase]) -> tuple[bool, bool]:
-            second, third = (self.is_full(role, phase) for role, phase in enumerate(part, 1))
+        def order(piece: tuple[Piece, Piece]) -> tuple[bool, bool]:
+            second, third = self.are_full(piece)
             return not second, second == third
 
-        return sorted(product(*map(phases_of, sums[1:])), key=order)
+        second, third = (pieces_of(s, kernel) for s, kernel in zip(sums[1:], self.kernels, strict=True))
+        return sorted(product(second, third), key=order)
 
-    def ranges(self, points: int) -> list[tuple[int, int]]:
-        """Return the range of the parts that have a product, for each point."""
-        parts, found = self.parts(self.sums[0]), []
-        for at in product(range(points if self.rank == 2 else 1), range(points)):
-            infinite = [role for role, i in enumerate(at, 1) if i == points - 1]
-            mine = [
-                i for i, part in enumerate(parts) if all(self.is_full(role, part[role - 1]) for role in infinite)
-            ]
-            found.append((mine[0], mine[-1] + 1))
+    @cached_property
+    def piece_counts(self) -> set[int]:
+        """In how many pieces the sums are."""
+        return {len(self.pieces(sums)) for sums in self.sums}
+
+    def are_full(self, piece: tuple[Piece, Piece]) -> list[bool]:
+        return [len(along.taps) == kernel for along, kernel in zip(piece, self.kernels, strict=True)]
+
+    def ranges(self, sums: Sums, points: int) -> list[tuple[int, int]]:
+        """Return the range of the pieces of a sum that have a product, for each point."""
+        full, found = [self.are_full(piece) for piece in self.pieces(sums)], []
+        for second in range(points if self.rank == 2 else 1):
+            for third in range(points):
+                mine = [
+                    i
+                    for i, (fills_second, fills_third) in enumerate(full)
+                    if (fills_second or second < points - 1) and (fills_third or third < points - 1)
+                ]
+                found.append((mine[0], mine[-1] + 1) if mine else (0, 0))
         return found
 
     def outputs(self, points: int) -> tuple[int, int]:
@@ -128,34 +144,32 @@ class Filtering:
         m = points - self.kernel + 1
         return (m if self.rank == 2 else 1), m
 
+    def tiles(self, sums: Sums, points: int) -> int:
+        """Return the number of tiles of a sum in an image."""
+        filtered = zip(sums[1:], self.steps[1:], self.outputs(points), strict=True)
+        counts = [int(tile_counts(s.count, step, m)[1].sum()) for s, step, m in filtered]
+        return sums[0].count * math.prod(counts)
+
+    def weights(self, sums: Sums, points: int) -> int:
+        """Return how many products a tile of a sum has per pair of channels, each with a weight of its own."""
+        return self.taps * sum(end - begin for begin, end in self.ranges(sums, points))
+
     def products(self, points: int) -> int:
-        """Return the number of tiles of an image times the products of each, per pair of channels."""
-        tiles = 0
-        for first, *others in self.sums:
-            counts = [
-                sum(tile_counts(s.count, step, m)[1])
-                for s, step, m in zip(others, self.steps[1:], self.outputs(points), strict=True)
-            ]
-            tiles += first.count * int(math.prod(counts))
-        return tiles * self.taps * sum(end - begin for begin, end in self.ranges(points))
+        """Return the products of all tiles of an image, per pair of channels."""
+        return sum(self.tiles(sums, points) * self.weights(sums, points) for sums in self.sums)
 
 
 def filtering_of(problem: Problem, points: int) -> Filtering | str:
     """Return how a problem looks to the algorithm with `points` points, or why it cannot use it."""
     if problem.groups == problem.in_channels and problem.groups > 1:
         return Refusal.DEPTHWISE
-    sizes = zip(problem.kernel_size, problem.stride, problem.dilation, strict=True)
-    most = [-(-kernel // (stride // math.gcd(stride, dilation))) for kernel, stride, dilation in sizes]
-    if not any(points - kernel + 1 in OUTPUTS.get(kernel, ()) for kernel in most):
-        return Refusal.NO_SMALL_KERNEL
     axes = axes_of(problem)
-    if any(axis.has_gaps or len({len(s.taps) for s in axis.sums}) != 1 for axis in axes):
+    if any(axis.has_gaps or not axis.sums for axis in axes):
         return Refusal.UNEVEN_TAPS
-    phases = [[phase for s in axis.sums for phase in phases_of(s)] for axis in axes]
-    steps = [{phase.step for phase in found if len(phase.taps) > 1} or {1} for found in phases]
+    steps = [{int(step) for s in axis.sums for step in lines_apart(s)} or {1} for axis in axes]
     if any(len(found) > 1 for found in steps):
         return Refusal.UNEVEN_TAPS
-    taps = [max(len(phase.taps) for phase in found) for found in phases]
+    most = [max(int(np.bincount(s.phases).max()) for s in axis.sums) for axis in axes]
     for rank, *places in (
         (2, 0, 1, 2),
         (2, 1, 0, 2),
@@ -165,14 +179,31 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
         (1, 0, 2, 1),
         (1, 1, 2, 0),
     ):
-        _, second, kernel = (taps[place] for place in places)
-        one = len(phases_of(axes[places[0]].sums[0])) == 1
-        if one and points - kernel + 1 in OUTPUTS.get(kernel, ()) and second == (kernel if rank == 2 else 1):
-            o, h, w = (axes[place] for place in places)
-            return Filtering(
-                problem, (o, h, w), tuple(places), rank, kernel, tuple(steps[p].copy().pop() for p in places)
-            )
+        first, second, third = (axes[place] for place in places)
+        _, *taps = (most[place] for place in places)
+        if first.phases > 1 or len({len(s.taps) for s in first.sums}) > 1 or (rank == 1 and taps[0] > 1):
+            continue
+        apart = tuple(min(steps[place]) for place in places)
+        candidates = [
+            Filtering(problem, (first, second, third), tuple(places), rank, kernel, apart)
+            for kernel, outputs in OUTPUTS.items()
+            if kernel <= min(taps[-rank:]) and points - kernel + 1 in outputs
+        ]
+        candidates = [
+            found
+            for found in candidates
+            if len(found.piece_counts) == 1 and max(found.piece_counts) <= MOST_PIECES
+        ]
+        if candidates:
+            return min(candidates, key=lambda filtering: filtering.products(points))
     return Refusal.NO_SMALL_KERNEL
+
+
+def lines_apart(axis_sum: AxisSum) -> np.ndarray:
+    """Return how far apart neighbouring taps of the same phase are."""
+    order = np.lexsort((axis_sum.offsets, axis_sum.phases))
+    same = np.diff(axis_sum.phases[order]) == 0
+    return np.diff(axis_sum.offsets[order])[same]
 
 
 def refuse_winograd(points: int) -> Callable[[Problem], str | None]:
@@ -218,7 +249,7 @@ class Tiles:
     table: dict[str, np.ndarray]
     sources: np.ndarray
     taps: int
-    phases: int
+    pieces: int
 
     @property
     def count(self) -> int:
@@ -232,7 +263,7 @@ class Tiles:
         """Return how many sources a block of so many tiles has at most, wherever it begins and over how many images."""
         images = np.arange(-(-block // self.count) + 1)[:, None] * len(self.sources)
         first, last = (images + self.table["source"]).ravel(), (images + self.last_source).ravel()
-        return int((last[block - 1 :] - first[: len(first) - block + 1]).max()) + self.phases
+        return int((last[block - 1 :] - first[: len(first) - block + 1]).max()) + self.pieces
 
 
 class WinogradPlan:
@@ -241,12 +272,11 @@ class WinogradPlan:
     def __init__(self, b: Builder, filtering: Filtering, points: int) -> None:
         p = b.problem
         self.b, self.p, self.filtering, self.points = b, p, filtering, points**filtering.rank
+        self.ranges = [filtering.ranges(sums, points) for sums in filtering.sums]
         self.outputs, self.kernel, self.taps = filtering.outputs(points), filtering.kernel, filtering.taps
-        self.ranges = filtering.ranges(points)
-        self.phases = max(end for _, end in self.ranges)
+        (self.pieces,) = filtering.piece_counts
         self.c, self.o = p.in_channels // p.groups, p.out_channels // p.groups
-        self.depth = self.phases * self.c
-        self.kernels = (self.kernel if filtering.rank == 2 else 1), self.kernel
+        self.depth = self.pieces * self.c
         rows, vectors = b.engines.lane_tile
         self.width = min(vectors * b.lanes, round_up(self.o, b.lanes))
         self.blocks = -(-self.o // self.width)
@@ -264,9 +294,10 @@ class WinogradPlan:
         self.spread = p.layout == "NCHW" and (
             filtering.steps[2] >= SPREAD_PHASES or (far and filtering.rank == 1)
         )
-        self.tiles = [self.tiles_of(*sums) for sums in filtering.sums]
-        # One vector more: rows of a matrix a multiple of 4 kB apart would share cache sets.
-        self.v_row = round_up(self.c, b.lanes) + b.lanes
+        self.tiles = [self.tiles_of(sums) for sums in filtering.sums]
+        # One vector more: rows of a matrix a multiple of 4 kB apart would share cache sets. Few channels are written
+        # source by source, what is too much behind one is overwritten by the next.
+        self.v_row = round_up(self.c, b.lanes) + b.lanes if self.c >= b.lanes else self.c
         largest = max(self.tiles, key=lambda tiles: tiles.count)
         most = self.tiles_at_once(largest, rows)
         # Small images share a task, so that weights are used more than once; no result changes with it.
@@ -290,8 +321,8 @@ class WinogradPlan:
         """
         source = self.points * self.v_row * self.b.itemsize
         sums = self.points * self.width * self.b.itemsize
-        products = self.taps * sum(end - begin for begin, end in self.ranges)
-        weights = products * self.c * self.o * self.b.itemsize
+        products = max(sum(end - begin for begin, end in ranges) for ranges in self.ranges)
+        weights = products * self.taps * self.c * self.o * self.b.itemsize
 
         def moved(block: int) -> int:
             inputs = tiles.most_sources(block) * source
@@ -309,12 +340,12 @@ class WinogradPlan:
         for s in axis.sums:
             _, tiles = tile_counts(s.count, step, m)
             reach = np.arange(len(tiles)) + (tiles * m + kernel - 2) * step
-            first = max(phase.first for phase in phases_of(s))
+            first = max(piece.first for piece in pieces_of(s, kernel))
             lines = max(lines, int(first + reach.max()) + 1)
         padding = np.full((axis.phases, lines - axis.lines), -1)
         return replace(axis, map=np.concatenate([axis.map, padding], axis=1))
 
-    def tiles_of(self, *sums: AxisSum) -> Tiles:
+    def tiles_of(self, sums: Sums) -> Tiles:
         """Return the tiles of a sum.
 
         Tiles that are to leave side by side are members of a row. For each row along the other filtered axis, and
@@ -338,7 +369,7 @@ class WinogradPlan:
         begin = np.searchsorted(group, group)
         length = np.searchsorted(group, group, side="right") - begin
         low = int(first.offsets.min()) * self.x_steps[0]
-        phases = low + np.array([self.phase_offset(part) for part in self.filtering.parts(sums)])
+        pieces = low + np.array([self.piece_offset(piece) for piece in self.filtering.pieces(sums)])
 
         def every(count: int) -> tuple[np.ndarray, np.ndarray]:
             """Return (place along the first axis, member) of a line's tiles or sources, in their order."""
@@ -348,27 +379,27 @@ class WinogradPlan:
 
         place, member = every(reach)
         x = place * self.x_steps[0] + members["x"][member]
-        sources = (lines["x"][:, None] + x).ravel()[:, None] + phases
+        sources = (lines["x"][:, None] + x).ravel()[:, None] + pieces
         place, member = every(along)
         source = begin[member] * reach + place * length[member] + member - begin[member]
         y = (first.start + first.step * place) * self.y_steps[0] + members["y"][member]
         _, row = np.unique(group[member] * along + place, return_inverse=True)
         line = np.arange(len(lines["x"]))[:, None]
         table = {
-            "source": (line * (reach * size) + source) * self.phases,
-            "step": np.broadcast_to(step * length[member] * self.phases, (len(line), len(member))),
+            "source": (line * (reach * size) + source) * self.pieces,
+            "step": np.broadcast_to(step * length[member] * self.pieces, (len(line), len(member))),
             "y": lines["y"][:, None] + y,
             "row": line * (int(row.max()) + 1) + row,
         }
         limits = {lines["limit"]: lines["left"][:, None], members["limit"]: members["left"][member]}
         table |= {name: np.broadcast_to(left, table["y"].shape) for name, left in limits.items()}
         table = {name: values.ravel() for name, values in table.items()}
-        return Tiles(table, sources.ravel(), self.taps, self.phases)
+        return Tiles(table, sources.ravel(), self.taps, self.pieces)
 
-    def phase_offset(self, part: tuple[Phase, Phase]) -> int:
-        """Return where in the image the phases of a part begin."""
-        steps = zip(part, self.x_phases[1:], self.x_steps[1:], strict=True)
-        return sum(phase.number * x_phase + phase.first * x for phase, x_phase, x in steps)
+    def piece_offset(self, piece: tuple[Piece, Piece]) -> int:
+        """Return where in the image what a piece reads begins."""
+        steps = zip(piece, self.x_phases[1:], self.x_steps[1:], strict=True)
+        return sum(along.phase * x_phase + along.first * x for along, x_phase, x in steps)
 
     def line_of(self, i: int, s: AxisSum) -> dict[str, Any]:
         """Return the tiles along the second or the third axis, phase by phase.
@@ -411,12 +442,12 @@ class WinogradPlan:
         b, p = self.b, self.p
         o_stride, c_stride = self.weight_strides()
         sources = [self.weight_order(sums, c_stride) for sums in self.filtering.sums]
-        sums, depth = len(sources), len(sources[0])
+        count, depth = len(sources), len(sources[0])
         raw = depth * self.width
         packed = b.pack(
             np.concatenate(sources),
-            np.arange(sums * depth) * self.width,
-            sums * raw,
+            np.arange(count * depth) * self.width,
+            count * raw,
             self.width,
             self.blocks,
             rows=self.o,
@@ -428,7 +459,7 @@ class WinogradPlan:
         channels = self.taps * self.depth
         w_point = channels * self.width + b.lanes
         w_sum = self.points * w_point
-        blocks = p.groups * self.blocks * sums
+        blocks = p.groups * self.blocks * count
         w = b.packed(blocks * w_sum)
         pieces = -(-channels // WEIGHT_PIECE)
         words: Words = dict(
@@ -445,7 +476,6 @@ class WinogradPlan:
             y_point=w_point,
         )
         b.stage("winograd_weights", blocks * pieces, words, weights_only=True)
-        x_offsets = b.table(self.direct_offsets()[sources[0] >= 0])
         records = [
             {
                 "tiles": b.table(np.stack([tiles.table[name] for name in WORDS["winograd_tile"]], axis=1)),
@@ -453,43 +483,51 @@ class WinogradPlan:
                 "sources": b.table(tiles.sources),
                 "source_count": len(tiles.sources),
                 "w": i * w_sum,
+                "points": b.records(
+                    "winograd_point",
+                    [{"begin": begin * self.c, "end": end * self.c} for begin, end in ranges],
+                ),
+                "terms": int((source >= 0).sum()),
                 "w_offsets": b.table(source[source >= 0]),
-                "x_offsets": x_offsets,
+                "x_offsets": b.table(self.direct_offsets(sums)[source >= 0]),
             }
-            for i, (tiles, source) in enumerate(zip(self.tiles, sources, strict=True))
+            for i, (sums, tiles, source, ranges) in enumerate(
+                zip(self.filtering.sums, self.tiles, sources, self.ranges, strict=True)
+            )
         ]
-        return w, sums * w_sum, w_point, records
+        return w, count * w_sum, w_point, records
 
     def weight_strides(self) -> tuple[int, int]:
         """Return the strides of the weights over output channels of a group and over input channels."""
         taps = self.p.taps
         return (taps, self.o * taps) if self.p.variant == "conv_transpose" else (self.c * taps, taps)
 
-    def weight_order(self, sums: tuple[AxisSum, AxisSum, AxisSum], c_stride: int) -> np.ndarray:
-        """Return where the weight of each (tap, phases, channel, filtered taps) is, taps in their order in the image.
+    def weight_order(self, sums: Sums, c_stride: int) -> np.ndarray:
+        """Return where the weight of each (tap, piece, channel, filtered taps) is, taps in their order in the image.
 
-        It is negative where a phase has fewer taps than the algorithm.
+        It is negative where a piece has fewer taps than the algorithm.
         """
         kernel = (1, 1, *self.p.kernel_size)[-3:]
         steps = self.by_role((kernel[1] * kernel[2], kernel[2], 1))
         first = sums[0].taps[np.argsort(sums[0].offsets)] * steps[0]
         start = first[:, None, None, None] + np.arange(self.c)[:, None, None] * c_stride
-        parts = []
-        for part in self.filtering.parts(sums):
-            places = np.full((self.taps, self.c, *self.kernels), -1)
-            h, w = (phase.taps * step for phase, step in zip(part, steps[1:], strict=True))
+        pieces = []
+        for piece in self.filtering.pieces(sums):
+            places = np.full((self.taps, self.c, *self.filtering.kernels), -1)
+            h, w = (along.taps * step for along, step in zip(piece, steps[1:], strict=True))
             places[..., : len(h), : len(w)] = start + h[:, None] + w
-            parts.append(places)
-        return np.stack(parts, axis=1).ravel()
+            pieces.append(places)
+        return np.stack(pieces, axis=1).ravel()
 
-    def direct_offsets(self) -> np.ndarray:
-        """Return the image offset of every (tap, phases, channel, filtered taps) from the first pixel of a tile."""
-        steps = zip((self.taps, *self.kernels), self.filtering.steps, self.x_steps, strict=True)
+    def direct_offsets(self, sums: Sums) -> np.ndarray:
+        """Return the image offset of every (tap, piece, channel, filtered taps) from the first pixel of a tile."""
+        steps = zip((self.taps, *self.filtering.kernels), self.filtering.steps, self.x_steps, strict=True)
         o, h, w = (np.arange(kernel) * step * x for kernel, step, x in steps)
-        parts = np.array([self.phase_offset(part) for part in self.filtering.parts(self.filtering.sums[0])])
-        channels = np.arange(self.c)
-        parts = (parts - parts[0])[:, None, None, None]
-        return (o[:, None, None, None, None] + parts + channels[:, None, None] + h[:, None] + w).ravel()
+        pieces = np.array([self.piece_offset(piece) for piece in self.filtering.pieces(sums)])
+        pieces = (pieces - pieces[0])[:, None, None, None]
+        return (
+            o[:, None, None, None, None] + pieces + np.arange(self.c)[:, None, None] + h[:, None] + w
+        ).ravel()
 
     def words(self, x: Operand) -> Words:
         b, p, steps = self.b, self.p, self.filtering.steps
@@ -499,11 +537,8 @@ class WinogradPlan:
         if self.spread:
             y_next = sum_w.step * self.y_steps[2] if steps[2] > 1 else sum_h.step * self.y_steps[1]
         w, w_block, w_point, records = self.add_weights()
-        ranges = [{"begin": begin * self.c, "end": end * self.c} for begin, end in self.ranges]
-        columns = np.arange(self.phases)[:, None] * self.v_row + np.arange(self.c)
-        parts = self.filtering.parts(self.filtering.sums[0])
-        terms = self.taps * self.c * sum(len(h.taps) * len(w.taps) for h, w in parts)
-        k_block = min(K_BLOCK, max(terms, self.depth))
+        columns = np.arange(self.pieces)[:, None] * self.v_row + np.arange(self.c)
+        k_block = min(K_BLOCK, self.taps * self.depth * math.prod(self.filtering.kernels))
         pixels = math.prod(self.outputs)
         leaving = LEAVING_PIXELS // pixels * pixels
         work = self.points * (self.block * self.width + b.lanes)
@@ -534,7 +569,7 @@ class WinogradPlan:
             groups=p.groups,
             depth=self.c,
             taps=self.taps,
-            phases=self.phases,
+            pieces=self.pieces,
             channels=self.o,
             parts=self.parts,
             sums=b.records("winograd_sum", records),
@@ -548,9 +583,7 @@ class WinogradPlan:
             w_point=w_point,
             k_block=k_block,
             activation=b.engines.activation(p),
-            points=b.records("winograd_point", ranges),
             columns=b.table(columns),
             weight_group=self.c * self.o * p.taps,
             w_row=self.weight_strides()[0],
-            terms=terms,
         )

@@ -11,11 +11,15 @@ from .simd import helper, integers, reals
 
 @helper
 def pack_piece(y, x, x_row, rows, offsets, places, count):
-    """y[places[i] + r] = x[r * x_row + offsets[i]] for i < count, r < rows."""
+    """y[places[i] + r] = x[r * x_row + offsets[i]] for i < count, r < rows, and 0 where an offset is negative."""
     i = 0
     while i < count:
         # How far the source runs on without a gap.
         first, run = offsets[i], 1
+        if first < 0:
+            clear(y + places[i], rows)
+            i += 1
+            continue
         while i + run < count and offsets[i + run] == first + run:
             run += 1
         transpose(y, places + i, x + first, x_row, rows, run)

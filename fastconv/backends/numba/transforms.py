@@ -33,7 +33,7 @@ from .simd import (
 )
 
 # (m, r) of the algorithms; a = m + r - 1 points.
-ALGORITHMS = ((2, 3), (3, 3), (4, 3), (3, 2), (4, 2), (2, 5))
+ALGORITHMS = ((2, 3), (3, 3), (4, 3), (3, 2), (4, 2), (3, 4))
 POINTS = (4, 5, 6)
 
 # Along how many axes: rows of a tile are transformed, or rows and columns.
@@ -95,7 +95,7 @@ class Points:
     def weights(self, points: int, g: Line) -> Line:
         """Return the weights of one line at the points."""
         zero = Term(g[0].builder, g[0].all_lanes(0))
-        g0, g1, g2, g3, g4 = [*g, zero, zero, zero][:5]
+        g0, g1, g2, g3 = [*g, zero, zero][:4]
         if points == 4:
             even, odd = (g0 + g2) * 0.5, (g1 + g3) * 0.5
             return [g0, even + odd, even - odd, g[-1]]
@@ -105,8 +105,8 @@ class Points:
             even, odd = (g0 + near * g2) / low, (g1 + near * g3) / step
             even_2, odd_2 = (g0 + far * g2) / high, (g1 + far * g3) / -step
             return [odd + even, odd - even, odd_2 + even_2, odd_2 - even_2, g[-1]]
-        even, odd = g0 + 0.5 * g2 + 0.25 * g4, (g1 + 0.5 * g3) * self.root_low
-        even_2, odd_2 = g0 + 2 * g2 + 4 * g4, (g1 + 2 * g3) * self.root_high
+        even, odd = g0 + 0.5 * g2, (g1 + 0.5 * g3) * self.root_low
+        even_2, odd_2 = g0 + 2 * g2, (g1 + 2 * g3) * self.root_high
         low, high = self.real(-2 / 3), self.real(1 / 6)
         first, second = (even + odd) * low, (even - odd) * low
         return [g0, first, second, (even_2 + odd_2) * high, (even_2 - odd_2) * high, g[-1]]

@@ -1,11 +1,11 @@
 """Winograd's minimal filtering: m outputs of a stride-1 sum over r taps from a = m + r - 1 products, along one axis
-(rank 1) or along two at once (rank 2), with the taps of a third axis among the channels.
+(rank 1) or along two at once (rank 2), with the taps of a third axis and the pieces of a kernel among the channels.
 
 ``winograd_weights`` turns the packed weights [k][o] into a^rank matrices [channel][o]. ``winograd`` (and before it
 ``winograd_inputs``, where tasks share them) does a block of tiles: their inputs become a^rank matrices
 [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become
 its pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most
-of theirs. Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
+of theirs, for one piece of the kernel. Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
 src/winograd.h tells where the points come from.
 
 A NaN or inf spreads over its whole tile here. A tile that holds one is summed again directly.
@@ -14,6 +14,7 @@ A NaN or inf spreads over its whole tile here. A tile that holds one is summed a
 from collections import namedtuple
 
 from .epilogue import leave_lanes
+from .moves import clear
 from .simd import (
     address,
     helper,
@@ -114,7 +115,13 @@ def winograd_decode(a, task):
         tiles, end = records(a, of.tiles, "winograd_tile"), first + count - 1
         last = tiles[end % of.tile_count]
         source = first // of.tile_count * of.source_count + tiles[first % of.tile_count].source
-        sources = end // of.tile_count * of.source_count + last.source + (a.taps - 1) * last.step + 1 - source
+        sources = (
+            end // of.tile_count * of.source_count
+            + last.source
+            + (a.taps - 1) * last.step
+            + a.pieces
+            - source
+        )
     return of, Task(part, index // a.sum_count % a.groups, index, first, count, source, sources)
 
 
@@ -147,13 +154,13 @@ def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row, y_pixel):
     x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
     c = stack_vectors(x, MAX_WIDTH)
-    m, taps = a.outputs, a.taps * a.depth * ranked(a.kernel, a.rank)
+    m = a.outputs
     for i in range(a.k_block):
         steps[i] = i * lanes(a)
     for first in range(0, ranked(m, a.rank), lanes(a)):
         pixels = min(ranked(m, a.rank) - first, lanes(a))
-        for k in range(0, taps, a.k_block):
-            count = min(taps - k, a.k_block)
+        for k in range(0, of.terms, a.k_block):
+            count = min(of.terms - k, a.k_block)
             for p in range(lanes(a)):
                 pixel = first + p % pixels
                 at = pixel // m * a.x_h + pixel % m * a.x_w
@@ -173,12 +180,12 @@ def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row, y_pixel):
 @helper
 def winograd_products(a, multiply, of, task, vectors, v, w, sums):
     """sums[point][tile][o] of a task's tiles and one block of output channels."""
-    ahead, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
+    columns, ranges = integers(a.columns), records(a, of.points, "winograd_point")
+    steps = stack_integers(MAX_K_BLOCK)
     place, step = stack_integers(MAX_TILES), stack_integers(MAX_TILES)
     row = stack_integers(MAX_TILE_ROWS)
     point = a.block * a.width + lanes(a)
     for i in range(a.k_block):
-        ahead[i] = i
         steps[i] = i * a.width
     for i in range(task.count):
         image, number = (task.first + i) // of.tile_count, (task.first + i) % of.tile_count
@@ -186,16 +193,19 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
         place[i] = (image * of.source_count + tiles.source - task.source) * a.v_row
         step[i] = tiles.step * a.v_row
     for tap in range(a.taps):
-        for k in range(0, a.depth, a.k_block):
-            count = min(a.depth - k, a.k_block)
-            for p in range(winograd_points(a)):
-                w_p = w + (p * a.w_point + (tap * a.depth + k) * a.width)
+        for p in range(winograd_points(a)):
+            begin, end = ranges[p].begin, ranges[p].end
+            if begin == end:
+                clear(sums + p * point, task.count * a.width)
+            for k in range(begin, end, a.k_block):
+                count, add = min(end - k, a.k_block), tap + k - begin
+                w_p = w + (p * a.w_point + (tap * a.pieces * a.depth + k) * a.width)
                 for t in range(0, task.count, lane_rows(a)):
                     rows = min(task.count - t, lane_rows(a))
                     for i in range(rows):
-                        row[i] = address(v + (p * source_point(a) + place[t + i] + k))
+                        row[i] = address(v + (p * source_point(a) + place[t + i]))
                     c = sums + (p * point + t * a.width)
-                    tile(multiply, rows, vectors, count, row, ahead, w_p, steps, c, a.width, tap + k)
+                    tile(multiply, rows, vectors, count, row, columns + k, w_p, steps, c, a.width, add)
         for i in range(task.count):
             place[i] += step[i]
 
