@@ -238,18 +238,17 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         filtering = filtering_of(problem, points)
         if not isinstance(filtering, Filtering):
             return math.inf
-        size, products, (pieces,) = problem.dtype.itemsize, filtering.products(points), filtering.piece_counts
+        size, products, pieces = problem.dtype.itemsize, filtering.products(points), filtering.most_pieces
         c, o = problem.in_channels // problem.groups, problem.out_channels // problem.groups
         pairs = c * problem.out_channels
         # A tile takes some steps to begin and to end, and whole vectors of output channels.
         idle = (1 + WINOGRAD_STEPS / (pieces * c)) * round_up(o, LANES) / o
-        weights = sum(filtering.weights(sums, points) for sums in filtering.sums) * pairs * size
+        weights = sum(filtering.weights(points)) * pairs * size
         multiply, stream = 2 * products * pairs * idle / WINOGRAD_FLOPS * size / 4, weights / STREAM_BYTES
         seconds = max(multiply, stream) + OVERLAP * min(multiply, stream)
         # Vectors that are not full take less than full ones, but more than their share.
         channels = problem.groups * (pieces * (c + round_up(c, LANES)) + o + round_up(o, LANES)) / 2
-        tiles = sum(filtering.tiles(sums, points) for sums in filtering.sums)
-        transformed = tiles * points**filtering.rank * channels * size
+        transformed = sum(filtering.tiles(points)) * points**filtering.rank * channels * size
         seconds += transformed / TRANSFORM_BYTES
         if problem.prepared:
             seconds += max(weights - CACHE, 0) / FAR_BYTES

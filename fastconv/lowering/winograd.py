@@ -9,9 +9,10 @@ is that of the last tap, and is left out where a piece has none.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -53,6 +54,10 @@ class Piece:
     taps: np.ndarray
 
 
+# Of a sum, each along the second and the third axis.
+Pieces = list[tuple[Piece, Piece]]
+
+
 def pieces_of(axis_sum: AxisSum, kernel: int) -> list[Piece]:
     """Return the pieces of a sum that have up to `kernel` taps."""
     order = np.lexsort((axis_sum.offsets, axis_sum.phases))
@@ -91,7 +96,7 @@ class Filtering:
     kernel: int
     steps: tuple[int, ...]
 
-    @property
+    @cached_property
     def sums(self) -> list[Sums]:
         return sums_of(self.axes)
 
@@ -105,60 +110,69 @@ class Filtering:
         """Taps along the second and the third axis."""
         return (self.kernel if self.rank == 2 else 1), self.kernel
 
-    def pieces(self, sums: Sums) -> list[tuple[Piece, Piece]]:
-        """Return the pieces of a sum, each along the second and the third axis.
-
-        They are ordered so that those which have a product at any one point are neighbours.
-        """
+    @cached_property
+    def pieces(self) -> list[Pieces]:
+        """The pieces of each sum, ordered so that those which have a product at any one point are neighbours."""
 
         def order(piece: tuple[Piece, Piece]) -> tuple[bool, bool]:
             second, third = self.are_full(piece)
             return not second, second == third
 
-        second, third = (pieces_of(s, kernel) for s, kernel in zip(sums[1:], self.kernels, strict=True))
-        return sorted(product(second, third), key=order)
+        def of_sum(sums: Sums) -> Pieces:
+            second, third = (pieces_of(s, kernel) for s, kernel in zip(sums[1:], self.kernels, strict=True))
+            return sorted(product(second, third), key=order)
 
-    @cached_property
-    def piece_counts(self) -> set[int]:
-        """In how many pieces the sums are."""
-        return {len(self.pieces(sums)) for sums in self.sums}
+        return [of_sum(sums) for sums in self.sums]
 
-    def are_full(self, piece: tuple[Piece, Piece]) -> list[bool]:
-        return [len(along.taps) == kernel for along, kernel in zip(piece, self.kernels, strict=True)]
+    @property
+    def most_pieces(self) -> int:
+        return max(map(len, self.pieces))
 
-    def ranges(self, sums: Sums, points: int) -> list[tuple[int, int]]:
-        """Return the range of the pieces of a sum that have a product, for each point."""
-        full, found = [self.are_full(piece) for piece in self.pieces(sums)], []
-        for second in range(points if self.rank == 2 else 1):
-            for third in range(points):
-                mine = [
-                    i
-                    for i, (fills_second, fills_third) in enumerate(full)
-                    if (fills_second or second < points - 1) and (fills_third or third < points - 1)
-                ]
+    def are_full(self, piece: tuple[Piece, Piece]) -> tuple[bool, bool]:
+        """Return whether a piece has a product at infinity, along the second and the third axis."""
+        second, third = (len(along.taps) == kernel for along, kernel in zip(piece, self.kernels, strict=True))
+        return second, third
+
+    def ranges(self, points: int) -> list[list[tuple[int, int]]]:
+        """Return the range of the pieces that have a product, for each sum and each point."""
+        line = [False] * (points - 1) + [True]
+        infinite = list(product(line if self.rank == 2 else [False], line))
+
+        def of_sum(pieces: Pieces) -> list[tuple[int, int]]:
+            full = list(map(self.are_full, pieces))
+            found = []
+            for second, third in infinite:
+                mine = [i for i, (h, w) in enumerate(full) if h >= second and w >= third]
                 found.append((mine[0], mine[-1] + 1) if mine else (0, 0))
-        return found
+            return found
+
+        return list(map(of_sum, self.pieces))
 
     def outputs(self, points: int) -> tuple[int, int]:
         """Return the outputs of a tile along the second and the third axis."""
         m = points - self.kernel + 1
         return (m if self.rank == 2 else 1), m
 
-    def tiles(self, sums: Sums, points: int) -> int:
-        """Return the number of tiles of a sum in an image."""
-        filtered = zip(sums[1:], self.steps[1:], self.outputs(points), strict=True)
-        counts = [int(tile_counts(s.count, step, m)[1].sum()) for s, step, m in filtered]
-        return sums[0].count * math.prod(counts)
+    def tiles(self, points: int) -> list[int]:
+        """Return the number of tiles of each sum in an image."""
+        found = []
+        for first, *filtered in self.sums:
+            along = zip(filtered, self.steps[1:], self.outputs(points), strict=True)
+            counts = [int(tile_counts(s.count, step, m)[1].sum()) for s, step, m in along]
+            found.append(first.count * math.prod(counts))
+        return found
 
-    def weights(self, sums: Sums, points: int) -> int:
-        """Return how many products a tile of a sum has per pair of channels, each with a weight of its own."""
-        return self.taps * sum(end - begin for begin, end in self.ranges(sums, points))
+    def weights(self, points: int) -> list[int]:
+        """Return how many products a tile of each sum has per pair of channels, each with a weight of its own."""
+        return [self.taps * sum(end - begin for begin, end in ranges) for ranges in self.ranges(points)]
 
     def products(self, points: int) -> int:
         """Return the products of all tiles of an image, per pair of channels."""
-        return sum(self.tiles(sums, points) * self.weights(sums, points) for sums in self.sums)
+        return sum(map(operator.mul, self.tiles(points), self.weights(points)))
 
 
+# Every backend asks, of each kernel, whether it can be used and what it costs.
+@lru_cache(maxsize=64)
 def filtering_of(problem: Problem, points: int) -> Filtering | str:
     """Return how a problem looks to the algorithm with `points` points, or why it cannot use it."""
     if problem.groups == problem.in_channels and problem.groups > 1:
@@ -192,7 +206,7 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
         candidates = [
             found
             for found in candidates
-            if len(found.piece_counts) == 1 and max(found.piece_counts) <= MOST_PIECES
+            if found.most_pieces <= MOST_PIECES and {found.most_pieces} == set(map(len, found.pieces))
         ]
         if candidates:
             return min(candidates, key=lambda filtering: filtering.products(points))
@@ -272,9 +286,9 @@ class WinogradPlan:
     def __init__(self, b: Builder, filtering: Filtering, points: int) -> None:
         p = b.problem
         self.b, self.p, self.filtering, self.points = b, p, filtering, points**filtering.rank
-        self.ranges = [filtering.ranges(sums, points) for sums in filtering.sums]
+        self.ranges, self.weights = filtering.ranges(points), max(filtering.weights(points))
         self.outputs, self.kernel, self.taps = filtering.outputs(points), filtering.kernel, filtering.taps
-        (self.pieces,) = filtering.piece_counts
+        self.pieces = filtering.most_pieces
         self.c, self.o = p.in_channels // p.groups, p.out_channels // p.groups
         self.depth = self.pieces * self.c
         rows, vectors = b.engines.lane_tile
@@ -294,7 +308,7 @@ class WinogradPlan:
         self.spread = p.layout == "NCHW" and (
             filtering.steps[2] >= SPREAD_PHASES or (far and filtering.rank == 1)
         )
-        self.tiles = [self.tiles_of(sums) for sums in filtering.sums]
+        self.tiles = list(map(self.tiles_of, filtering.sums, filtering.pieces))
         # One vector more: rows of a matrix a multiple of 4 kB apart would share cache sets. Few channels are written
         # source by source, what is too much behind one is overwritten by the next.
         self.v_row = round_up(self.c, b.lanes) + b.lanes if self.c >= b.lanes else self.c
@@ -321,8 +335,7 @@ class WinogradPlan:
         """
         source = self.points * self.v_row * self.b.itemsize
         sums = self.points * self.width * self.b.itemsize
-        products = max(sum(end - begin for begin, end in ranges) for ranges in self.ranges)
-        weights = products * self.taps * self.c * self.o * self.b.itemsize
+        weights = self.weights * self.c * self.o * self.b.itemsize
 
         def moved(block: int) -> int:
             inputs = tiles.most_sources(block) * source
@@ -345,7 +358,7 @@ class WinogradPlan:
         padding = np.full((axis.phases, lines - axis.lines), -1)
         return replace(axis, map=np.concatenate([axis.map, padding], axis=1))
 
-    def tiles_of(self, sums: Sums) -> Tiles:
+    def tiles_of(self, sums: Sums, pieces: Pieces) -> Tiles:
         """Return the tiles of a sum.
 
         Tiles that are to leave side by side are members of a row. For each row along the other filtered axis, and
@@ -369,7 +382,7 @@ class WinogradPlan:
         begin = np.searchsorted(group, group)
         length = np.searchsorted(group, group, side="right") - begin
         low = int(first.offsets.min()) * self.x_steps[0]
-        pieces = low + np.array([self.piece_offset(piece) for piece in self.filtering.pieces(sums)])
+        starts = low + np.array(list(map(self.piece_offset, pieces)))
 
         def every(count: int) -> tuple[np.ndarray, np.ndarray]:
             """Return (place along the first axis, member) of a line's tiles or sources, in their order."""
@@ -379,7 +392,7 @@ class WinogradPlan:
 
         place, member = every(reach)
         x = place * self.x_steps[0] + members["x"][member]
-        sources = (lines["x"][:, None] + x).ravel()[:, None] + pieces
+        sources = (lines["x"][:, None] + x).ravel()[:, None] + starts
         place, member = every(along)
         source = begin[member] * reach + place * length[member] + member - begin[member]
         y = (first.start + first.step * place) * self.y_steps[0] + members["y"][member]
@@ -440,8 +453,7 @@ class WinogradPlan:
         Returns where they go, the strides of their blocks and points, and a record for each sum.
         """
         b, p = self.b, self.p
-        o_stride, c_stride = self.weight_strides()
-        sources = [self.weight_order(sums, c_stride) for sums in self.filtering.sums]
+        sources = list(map(self.weight_order, self.filtering.sums, self.filtering.pieces))
         count, depth = len(sources), len(sources[0])
         raw = depth * self.width
         packed = b.pack(
@@ -451,7 +463,7 @@ class WinogradPlan:
             self.width,
             self.blocks,
             rows=self.o,
-            x_row=o_stride,
+            x_row=self.weight_strides()[0],
             groups=p.groups,
             x_group=self.c * self.o * p.taps,
             keep=False,
@@ -461,7 +473,7 @@ class WinogradPlan:
         w_sum = self.points * w_point
         blocks = p.groups * self.blocks * count
         w = b.packed(blocks * w_sum)
-        pieces = -(-channels // WEIGHT_PIECE)
+        shares = -(-channels // WEIGHT_PIECE)
         words: Words = dict(
             x=packed,
             y=w,
@@ -470,39 +482,37 @@ class WinogradPlan:
             rank=self.filtering.rank,
             channels=channels,
             width=self.width,
-            pieces=pieces,
+            pieces=shares,
             x_block=raw,
             y_block=w_sum,
             y_point=w_point,
         )
-        b.stage("winograd_weights", blocks * pieces, words, weights_only=True)
-        records = [
-            {
-                "tiles": b.table(np.stack([tiles.table[name] for name in WORDS["winograd_tile"]], axis=1)),
-                "tile_count": tiles.count,
-                "sources": b.table(tiles.sources),
-                "source_count": len(tiles.sources),
-                "w": i * w_sum,
-                "points": b.records(
-                    "winograd_point",
-                    [{"begin": begin * self.c, "end": end * self.c} for begin, end in ranges],
-                ),
-                "terms": int((source >= 0).sum()),
-                "w_offsets": b.table(source[source >= 0]),
-                "x_offsets": b.table(self.direct_offsets(sums)[source >= 0]),
-            }
-            for i, (sums, tiles, source, ranges) in enumerate(
-                zip(self.filtering.sums, self.tiles, sources, self.ranges, strict=True)
-            )
-        ]
+        b.stage("winograd_weights", blocks * shares, words, weights_only=True)
+        records = [self.sum_record(i, i * w_sum, source) for i, source in enumerate(sources)]
         return w, count * w_sum, w_point, records
+
+    def sum_record(self, i: int, w: int, weights: np.ndarray) -> dict[str, int]:
+        """Return the record of a sum, whose weights are at `w` of a block and come from the places `weights`."""
+        b, tiles, given = self.b, self.tiles[i], weights >= 0
+        points = [{"begin": begin * self.c, "end": end * self.c} for begin, end in self.ranges[i]]
+        return {
+            "tiles": b.table(np.stack([tiles.table[name] for name in WORDS["winograd_tile"]], axis=1)),
+            "tile_count": tiles.count,
+            "sources": b.table(tiles.sources),
+            "source_count": len(tiles.sources),
+            "w": w,
+            "points": b.records("winograd_point", points),
+            "terms": int(np.count_nonzero(given)),
+            "w_offsets": b.table(weights[given]),
+            "x_offsets": b.table(self.direct_offsets(self.filtering.pieces[i])[given]),
+        }
 
     def weight_strides(self) -> tuple[int, int]:
         """Return the strides of the weights over output channels of a group and over input channels."""
         taps = self.p.taps
         return (taps, self.o * taps) if self.p.variant == "conv_transpose" else (self.c * taps, taps)
 
-    def weight_order(self, sums: Sums, c_stride: int) -> np.ndarray:
+    def weight_order(self, sums: Sums, pieces: Pieces) -> np.ndarray:
         """Return where the weight of each (tap, piece, channel, filtered taps) is, taps in their order in the image.
 
         It is negative where a piece has fewer taps than the algorithm.
@@ -510,23 +520,23 @@ class WinogradPlan:
         kernel = (1, 1, *self.p.kernel_size)[-3:]
         steps = self.by_role((kernel[1] * kernel[2], kernel[2], 1))
         first = sums[0].taps[np.argsort(sums[0].offsets)] * steps[0]
-        start = first[:, None, None, None] + np.arange(self.c)[:, None, None] * c_stride
-        pieces = []
-        for piece in self.filtering.pieces(sums):
+        start = first[:, None, None, None] + np.arange(self.c)[:, None, None] * self.weight_strides()[1]
+        found = []
+        for piece in pieces:
             places = np.full((self.taps, self.c, *self.filtering.kernels), -1)
             h, w = (along.taps * step for along, step in zip(piece, steps[1:], strict=True))
             places[..., : len(h), : len(w)] = start + h[:, None] + w
-            pieces.append(places)
-        return np.stack(pieces, axis=1).ravel()
+            found.append(places)
+        return np.stack(found, axis=1).ravel()
 
-    def direct_offsets(self, sums: Sums) -> np.ndarray:
+    def direct_offsets(self, pieces: Pieces) -> np.ndarray:
         """Return the image offset of every (tap, piece, channel, filtered taps) from the first pixel of a tile."""
         steps = zip((self.taps, *self.filtering.kernels), self.filtering.steps, self.x_steps, strict=True)
         o, h, w = (np.arange(kernel) * step * x for kernel, step, x in steps)
-        pieces = np.array([self.piece_offset(piece) for piece in self.filtering.pieces(sums)])
-        pieces = (pieces - pieces[0])[:, None, None, None]
+        starts = np.array(list(map(self.piece_offset, pieces)))
+        starts = (starts - starts[0])[:, None, None, None]
         return (
-            o[:, None, None, None, None] + pieces + np.arange(self.c)[:, None, None] + h[:, None] + w
+            o[:, None, None, None, None] + starts + np.arange(self.c)[:, None, None] + h[:, None] + w
         ).ravel()
 
     def words(self, x: Operand) -> Words:
