@@ -386,7 +386,8 @@ def _case(
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     if index % 5 == 4 and variant == "conv":  # what algorithms for few taps take
         side = (3, 3, 5)[index // 5 % 3] if ndim < 3 else 2 + index // 5 % 2
-        kernel, stride, longest = (side,) * ndim, (1,) * ndim, 2 * longest if ndim < 3 else longest
+        step = 2 if index // 5 % 4 == 3 else 1
+        kernel, stride, longest = (side,) * ndim, (step,) * ndim, 2 * longest if ndim < 3 else longest
         span = [d * (side - 1) + 1 for d in dilation]
     # What frequencies are worth while for, twice in the first forty.
     large = variant == "conv" and ndim == 2 and 1 < c == o == g and index >= LARGE_FROM

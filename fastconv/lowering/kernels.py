@@ -4,7 +4,7 @@
 conv_depthwise_nchw        tiles of rows, the halo of a channel in the thread's own scratch
 conv_depthwise_nhwc        channels in vectors, no halo: padding is a pixel of zeros
 conv_depthwise_fourier     large kernels: products of frequencies along W, between transforms by the register tile
-conv_winograd_4, _5, _6    few taps of stride 1: fewer products, between transforms to 4 ... 6 points on an axis or two
+conv_winograd_4, _5, _6    a few taps at a time: fewer products, between transforms to 4 ... 6 points on an axis or two
 conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
