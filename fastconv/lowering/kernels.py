@@ -247,7 +247,8 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         multiply, stream = 2 * products * pairs * idle / WINOGRAD_FLOPS * size / 4, weights / STREAM_BYTES
         seconds = max(multiply, stream) + OVERLAP * min(multiply, stream)
         # Vectors that are not full take less than full ones, but more than their share.
-        channels = problem.groups * (pieces * (c + round_up(c, LANES)) + o + round_up(o, LANES)) / 2
+        sources = pieces // filtering.shared(points)
+        channels = problem.groups * (sources * (c + round_up(c, LANES)) + o + round_up(o, LANES)) / 2
         transformed = sum(filtering.tiles(points)) * points**filtering.rank * channels * size
         seconds += transformed / TRANSFORM_BYTES
         if problem.prepared:

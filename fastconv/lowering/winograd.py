@@ -45,7 +45,7 @@ GFLOPS = 50.0
 MOST_PIECES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """Neighbouring taps along an axis that read one phase of the image, the first of them at line `first`."""
 
@@ -132,6 +132,17 @@ class Filtering:
         """Return whether a piece has a product at infinity, along the second and the third axis."""
         second, third = (len(along.taps) == kernel for along, kernel in zip(piece, self.kernels, strict=True))
         return second, third
+
+    def shared(self, points: int) -> int:
+        """Return how many pieces along the third axis read what a tile beside reads for another one, or 1.
+
+        They do where tiles begin as far apart as pieces.
+        """
+        first, _, third = self.axes
+        alike = self.outputs(points)[1] == self.kernel and self.steps[2] == 1 and self.places[2] == 2
+        if not alike or first.out > 1 or third.phases > 1 or len(self.sums) > 1:
+            return 1
+        return len(pieces_of(third.sums[0], self.kernel))
 
     def ranges(self, points: int) -> list[list[tuple[int, int]]]:
         """Return the range of the pieces that have a product, for each sum and each point."""
@@ -288,9 +299,11 @@ class WinogradPlan:
         self.b, self.p, self.filtering, self.points = b, p, filtering, points**filtering.rank
         self.ranges, self.weights = filtering.ranges(points), max(filtering.weights(points))
         self.outputs, self.kernel, self.taps = filtering.outputs(points), filtering.kernel, filtering.taps
-        self.pieces = filtering.most_pieces
+        self.pieces, self.shared = filtering.most_pieces, filtering.shared(points)
         self.c, self.o = p.in_channels // p.groups, p.out_channels // p.groups
         self.depth = self.pieces * self.c
+        # The sources of a tile lie side by side; those of the next one begin so many further on.
+        self.apart = self.pieces // self.shared
         rows, vectors = b.engines.lane_tile
         self.width = min(vectors * b.lanes, round_up(self.o, b.lanes))
         self.blocks = -(-self.o // self.width)
@@ -382,7 +395,7 @@ class WinogradPlan:
         begin = np.searchsorted(group, group)
         length = np.searchsorted(group, group, side="right") - begin
         low = int(first.offsets.min()) * self.x_steps[0]
-        starts = low + np.array(list(map(self.piece_offset, pieces)))
+        starts = low + np.array(list(map(self.piece_offset, self.in_sources(pieces))))[: self.apart]
 
         def every(count: int) -> tuple[np.ndarray, np.ndarray]:
             """Return (place along the first axis, member) of a line's tiles or sources, in their order."""
@@ -392,6 +405,8 @@ class WinogradPlan:
 
         place, member = every(reach)
         x = place * self.x_steps[0] + members["x"][member]
+        if self.shared > 1:
+            x = np.arange(size + self.shared - 1) * self.outputs[1] * self.x_steps[2]
         sources = (lines["x"][:, None] + x).ravel()[:, None] + starts
         place, member = every(along)
         source = begin[member] * reach + place * length[member] + member - begin[member]
@@ -399,8 +414,8 @@ class WinogradPlan:
         _, row = np.unique(group[member] * along + place, return_inverse=True)
         line = np.arange(len(lines["x"]))[:, None]
         table = {
-            "source": (line * (reach * size) + source) * self.pieces,
-            "step": np.broadcast_to(step * length[member] * self.pieces, (len(line), len(member))),
+            "source": (line * len(x) + source) * self.apart,
+            "step": np.broadcast_to(step * length[member] * self.apart, (len(line), len(member))),
             "y": lines["y"][:, None] + y,
             "row": line * (int(row.max()) + 1) + row,
         }
@@ -408,6 +423,12 @@ class WinogradPlan:
         table |= {name: np.broadcast_to(left, table["y"].shape) for name, left in limits.items()}
         table = {name: values.ravel() for name, values in table.items()}
         return Tiles(table, sources.ravel(), self.taps, self.pieces)
+
+    def in_sources(self, pieces: Pieces) -> Pieces:
+        """Return the pieces in the order of a tile's sources."""
+        if self.shared == 1:
+            return pieces
+        return sorted(pieces, key=lambda piece: (piece[1].first, piece[0].phase, piece[0].first))
 
     def piece_offset(self, piece: tuple[Piece, Piece]) -> int:
         """Return where in the image what a piece reads begins."""
@@ -533,8 +554,8 @@ class WinogradPlan:
         """Return the image offset of every (tap, piece, channel, filtered taps) from the first pixel of a tile."""
         steps = zip((self.taps, *self.filtering.kernels), self.filtering.steps, self.x_steps, strict=True)
         o, h, w = (np.arange(kernel) * step * x for kernel, step, x in steps)
-        starts = np.array(list(map(self.piece_offset, pieces)))
-        starts = (starts - starts[0])[:, None, None, None]
+        first = self.piece_offset(self.in_sources(pieces)[0])
+        starts = np.array([self.piece_offset(piece) - first for piece in pieces])[:, None, None, None]
         return (
             o[:, None, None, None, None] + starts + np.arange(self.c)[:, None, None] + h[:, None] + w
         ).ravel()
@@ -547,7 +568,9 @@ class WinogradPlan:
         if self.spread:
             y_next = sum_w.step * self.y_steps[2] if steps[2] > 1 else sum_h.step * self.y_steps[1]
         w, w_block, w_point, records = self.add_weights()
-        columns = np.arange(self.pieces)[:, None] * self.v_row + np.arange(self.c)
+        pieces = self.filtering.pieces[0]
+        order = [self.in_sources(pieces).index(piece) for piece in pieces]
+        columns = np.array(order)[:, None] * self.v_row + np.arange(self.c)
         k_block = min(K_BLOCK, self.taps * self.depth * math.prod(self.filtering.kernels))
         pixels = math.prod(self.outputs)
         leaving = LEAVING_PIXELS // pixels * pixels
