@@ -299,10 +299,20 @@ INLINE void FN(winograd_transform)(const winograd_words *w, const FN(winograd_al
                                    int64_t channel, int64_t channels, real *v, int64_t v_point)
 {
     const real *x = (const real *)w->x + t->group * w->x_group + channel;
+    void (*input)(const real *, int64_t, int64_t, int64_t, real *, int64_t) = f->input;
+#ifdef HALF
+    if (channels <= LANES / 2)
+        input = HALF_FN(winograd_find)(w->outputs, w->kernel, w->rank)->input;
+#endif
+    const int64_t *sources = (const int64_t *)t->sum->sources, count = t->sum->source_count;
+    int64_t at = t->source % count;
+    x += t->source / count * w->x_image;
     for (int64_t i = 0; i < t->sources; i++) {
-        int64_t number = t->source + i, image = number / t->sum->source_count;
-        f->input(x + image * w->x_image + ((const int64_t *)t->sum->sources)[number % t->sum->source_count], w->x_h, w->x_w,
-                 channels, v + i * w->v_row + channel, v_point);
+        input(x + sources[at], w->x_h, w->x_w, channels, v + i * w->v_row + channel, v_point);
+        if (++at == count) {
+            at = 0;
+            x += w->x_image;
+        }
     }
 }
 

@@ -74,8 +74,8 @@ GATHERING = 2.0
 OVERHEAD = 2e-6
 
 # The same for dense and Winograd kernels, fitted to what each of them took on 61 layers, called and planned, in both
-# layouts: the choice loses 0.9 % of the time on average against the best one.
-DENSE_FLOPS = 120e9
+# layouts: the choice loses 1.1 % of the time on average against the best one.
+DENSE_FLOPS = 115e9
 DENSE_OVERHEAD = 0.8e-6
 DENSE_STEPS = 4.8
 PACK_BYTES = 22e9
@@ -85,6 +85,7 @@ WINOGRAD_STEPS = 2.0
 OVERLAP = 0.17  # of the products and of streaming their weights, what the shorter adds to the longer
 STREAM_BYTES = 53e9
 TRANSFORM_BYTES = 17.5e9
+SOURCE_CHANNELS = 2.5  # what it takes to begin with a source, in channels
 WEIGHT_BYTES = 55e9
 ARRAY_BYTES = 36e9
 CACHE = 8.5e6  # weights beyond it are written and read again at
@@ -248,7 +249,9 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         seconds = max(multiply, stream) + OVERLAP * min(multiply, stream)
         # Vectors that are not full take less than full ones, but more than their share.
         sources = pieces // filtering.shared(points)
-        channels = problem.groups * (sources * (c + round_up(c, LANES)) + o + round_up(o, LANES)) / 2
+        lanes = LANES if c > LANES // 2 else LANES // 2
+        source = SOURCE_CHANNELS + (c + round_up(c, lanes)) / 2
+        channels = problem.groups * (sources * source + (o + round_up(o, LANES)) / 2)
         transformed = sum(filtering.tiles(points)) * points**filtering.rank * channels * size
         seconds += transformed / TRANSFORM_BYTES
         if problem.prepared:

@@ -182,8 +182,8 @@ class Filtering:
         return sum(map(operator.mul, self.tiles(points), self.weights(points)))
 
 
-# Every backend asks, of each kernel, whether it can be used and what it costs.
-@lru_cache(maxsize=64)
+# Every backend asks, of each kernel, whether it can be used and what it costs: of one problem at a time.
+@lru_cache(maxsize=3)
 def filtering_of(problem: Problem, points: int) -> Filtering | str:
     """Return how a problem looks to the algorithm with `points` points, or why it cannot use it."""
     if problem.groups == problem.in_channels and problem.groups > 1:
@@ -220,7 +220,7 @@ def filtering_of(problem: Problem, points: int) -> Filtering | str:
             if found.most_pieces <= MOST_PIECES and {found.most_pieces} == set(map(len, found.pieces))
         ]
         if candidates:
-            return min(candidates, key=lambda filtering: filtering.products(points))
+            return min(candidates, key=lambda filtering: (filtering.products(points), filtering.most_pieces))
     return Refusal.NO_SMALL_KERNEL
 
 
