@@ -50,9 +50,10 @@
 #define COLUMN_ROWS 8
 #define COLUMN_TAPS 5
 
-/* Winograd's outputs that leave together stay in L1; and the most tiles of a task. */
+/* Winograd's outputs that leave together stay in L1; the most tiles of a task; and bytes of a block of output channels. */
 #define LEAVING_PIXELS 128
 #define MAX_WINOGRAD_TILES 192
+#define WINOGRAD_WIDTH 256
 
 /* Vectors of channels that DCN sums at once. */
 #define DCN_VECTORS 4

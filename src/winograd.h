@@ -337,7 +337,7 @@ static NOINLINE void FN(winograd_direct)(const winograd_words *a, const winograd
 {
     const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
     int64_t steps[MAX_K_BLOCK], m = a->outputs, all = FN(ranked)(m, a->rank);
-    real c[LANE_VECTORS * LANES * LANES];
+    real c[WINOGRAD_WIDTH / sizeof(real) * LANES];
     for (int64_t i = 0; i < a->k_block; i++)
         steps[i] = i * LANES;
     for (int64_t first = 0; first < all; first += LANES) {
@@ -390,8 +390,11 @@ INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_tas
                     const real *row[LANE_ROWS];
                     for (int64_t r = 0; r < rows; r++)
                         row[r] = v + p * v_point + place[i + r];
-                    FN(tiles)[rows][vectors](count, row, columns + k, u + p * w->w_point + k * w->width, steps,
-                                             sums + p * point + i * w->width, w->width, add);
+                    /* Blocks of channels are wider than narrow vectors' tiles, or inputs would come from L2 more often. */
+                    for (int64_t n = 0; n < vectors; n += LANE_VECTORS)
+                        FN(tiles)[rows][vectors - n < LANE_VECTORS ? vectors - n : LANE_VECTORS](
+                            count, row, columns + k, u + p * w->w_point + k * w->width + n * LANES, steps,
+                            sums + p * point + i * w->width + n * LANES, w->width, add);
                 }
             }
         }

@@ -59,6 +59,7 @@ def test_frames_have_room_for_what_the_lowering_plans():
 
     own = {"k_block": tile.MAX_K_BLOCK, "pixel_block": tile.MAX_PIXEL_BLOCK}
     own |= {"leaving_pixels": winograd.LEAVING_PIXELS, "winograd_tiles": winograd.MAX_TILES}
+    own |= {"winograd_width": winograd.WIDTH_BYTES}
     own |= {"column_rows": columns.MAX_ROWS, "column_taps": columns.MAX_TAPS}
     own |= {"progress_step": deform_grad.PROGRESS_STEP}
     assert own == _native.limits()
@@ -73,6 +74,7 @@ def test_winograd_has_the_algorithms_that_the_lowering_plans():
     assert planned == set(transforms.ALGORITHMS)
     assert {m + r - 1 for m, r in planned} == set(transforms.POINTS)
     assert winograd.LEAVING_PIXELS == lowering.LEAVING_PIXELS
+    assert winograd.WIDTH_BYTES == lowering.WIDTH_BYTES
     assert max(lowering.MOST_TILES.values()) <= winograd.MAX_TILES
 
 

@@ -36,6 +36,8 @@ L2_BYTES = 1 << 19
 MOST_TILES = {1: 192, 2: 96}
 # Outputs that leave together (src/native.h).
 LEAVING_PIXELS = 128
+# Of a block of output channels (src/native.h).
+WIDTH_BYTES = 256
 # With at least so many phases, output pixels of one phase lie so far apart that tiles of neighbouring phases interleave.
 SPREAD_PHASES = 4
 # Weights of one task of their transform, in channels.
@@ -304,8 +306,8 @@ class WinogradPlan:
         self.depth = self.pieces * self.c
         # The sources of a tile lie side by side; those of the next one begin so many further on.
         self.apart = self.pieces // self.shared
-        rows, vectors = b.engines.lane_tile
-        self.width = min(vectors * b.lanes, round_up(self.o, b.lanes))
+        rows, _ = b.engines.lane_tile
+        self.width = min(WIDTH_BYTES // b.itemsize, round_up(self.o, b.lanes))
         self.blocks = -(-self.o // self.width)
         o, h, w = filtering.axes
         roles = (o, *(self.reach_tiles(i, axis) for i, axis in enumerate((h, w))))

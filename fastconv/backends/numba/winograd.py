@@ -26,7 +26,7 @@ from .simd import (
     stack_runs,
     stack_vectors,
 )
-from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, tile
+from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, lane_vectors, tile
 from .transforms import (
     input_transforms,
     output_transforms,
@@ -39,7 +39,7 @@ from .transforms import (
 # Outputs that leave together stay in L1; and the most tiles of a task.
 LEAVING_PIXELS = 128
 MAX_TILES = 192
-MAX_WIDTH = 64  # output channels of a block: four vectors of sixteen
+WIDTH_BYTES = 256  # of a block of output channels
 
 # What a task has: some tiles of a sum, in one group, and the sources that they read. Tiles and sources of all images
 # of a chunk are numbered through. `index` numbers (block, group, sum).
@@ -153,7 +153,7 @@ def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row, y_pixel):
     """One tile's outputs by the direct sum, pixels in the vectors and weights as they were given."""
     x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
-    c = stack_vectors(x, MAX_WIDTH)
+    c = stack_vectors(x, WIDTH_BYTES // 4)
     m = a.outputs
     for i in range(a.k_block):
         steps[i] = i * lanes(a)
@@ -204,8 +204,11 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
                     rows = min(task.count - t, lane_rows(a))
                     for i in range(rows):
                         row[i] = address(v + (p * source_point(a) + place[t + i]))
-                    c = sums + (p * point + t * a.width)
-                    tile(multiply, rows, vectors, count, row, columns + k, w_p, steps, c, a.width, add)
+                    # Blocks of channels are wider than narrow vectors' tiles, or inputs would come from L2 more often.
+                    for n in range(0, vectors, lane_vectors(a)):
+                        some, o = min(vectors - n, lane_vectors(a)), n * lanes(a)
+                        c = sums + (p * point + t * a.width + o)
+                        tile(multiply, rows, some, count, row, columns + k, w_p + o, steps, c, a.width, add)
         for i in range(task.count):
             place[i] += step[i]
 
