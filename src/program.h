@@ -86,7 +86,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(sums) W(sum_count) W(block) W(block_sources) /* tiles of a task, and most sources that they have */              \
     W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
     W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \
-    W(width) W(w_block) W(w_point) W(k_block) W(activation)                                                            \
+    W(width)                   /* output channels whose sums are there at a time: some blocks of weights */            \
+    W(w_width) W(w_block) W(w_point) W(k_block) W(activation) /* output channels in a packed block, its and its points' strides */ \
     W(columns)                 /* where those are in the transformed inputs of a tile */                               \
     W(weight_group) W(w_row)   /* weights as given: strides of groups and output channels */
 

@@ -371,14 +371,14 @@ INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_tas
     const winograd_point_words *range = (const winograd_point_words *)t->sum->points;
     int64_t steps[MAX_K_BLOCK], place[MAX_WINOGRAD_TILES], step[MAX_WINOGRAD_TILES];
     for (int64_t i = 0; i < w->k_block; i++)
-        steps[i] = i * w->width;
+        steps[i] = i * w->w_width;
     for (int64_t i = 0; i < t->count; i++) {
         int64_t number = t->first + i, image = number / t->sum->tile_count;
         const winograd_tile_words *tile = t->tiles + number % t->sum->tile_count;
         place[i] = (image * t->sum->source_count + tile->source - t->source) * w->v_row;
         step[i] = tile->step * w->v_row;
     }
-    for (int64_t tap = 0; tap < w->taps; tap++, u += w->pieces * w->depth * w->width) {
+    for (int64_t tap = 0; tap < w->taps; tap++, u += w->pieces * w->depth * w->w_width) {
         for (int64_t p = 0; p < points; p++) {
             if (range[p].begin == range[p].end)
                 FN(clear)(sums + p * point, t->count * w->width);
@@ -390,11 +390,11 @@ INLINE void FN(winograd_products)(const winograd_words *w, const FN(winograd_tas
                     const real *row[LANE_ROWS];
                     for (int64_t r = 0; r < rows; r++)
                         row[r] = v + p * v_point + place[i + r];
-                    /* Blocks of channels are wider than narrow vectors' tiles, or inputs would come from L2 more often. */
-                    for (int64_t n = 0; n < vectors; n += LANE_VECTORS)
+                    /* Narrow vectors make narrow tiles: with some of them in turn, inputs come from L2 less often. */
+                    const real *block = u + p * w->w_point + k * w->w_width;
+                    for (int64_t n = 0; n < vectors; n += LANE_VECTORS, block += w->w_block)
                         FN(tiles)[rows][vectors - n < LANE_VECTORS ? vectors - n : LANE_VECTORS](
-                            count, row, columns + k, u + p * w->w_point + k * w->width + n * LANES, steps,
-                            sums + p * point + i * w->width + n * LANES, w->width, add);
+                            count, row, columns + k, block, steps, sums + p * point + i * w->width + n * LANES, w->width, add);
                 }
             }
         }
@@ -444,11 +444,11 @@ static void FN(winograd)(const int64_t *words, int64_t begin, int64_t end, int64
             v = own;
             FN(winograd_transform)(w, f, &t, 0, w->depth, own, v_point);
         }
-        int64_t blocks = (w->channels + width - 1) / width;
+        int64_t blocks = (w->channels + width - 1) / width, w_blocks = (w->channels + w->w_width - 1) / w->w_width;
         for (int64_t block = blocks * t.part / w->parts; block < blocks * (t.part + 1) / w->parts; block++) {
             int64_t o = block * width, channels = w->channels - o < width ? w->channels - o : width;
             FN(winograd_products)(w, &t, points, (channels + LANES - 1) / LANES, v, v_point,
-                                  (const real *)w->w + t.sum->w + (t.group * blocks + block) * w->w_block, sums, point);
+                                  (const real *)w->w + t.sum->w + (t.group * w_blocks + o / w->w_width) * w->w_block, sums, point);
             real *y = (real *)w->y + t.group * w->y_group + o * w->y_channel;
             for (int64_t i = 0; i < t.count; i += leaving_tiles) {
                 int64_t end_tile = t.count - i < leaving_tiles ? t.count : i + leaving_tiles, at = 0, found = 0;

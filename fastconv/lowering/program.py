@@ -41,7 +41,7 @@ _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_blo
 _WINOGRAD = (
     "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
     "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block block_sources v v_row "
-    "width w_block w_point k_block activation columns weight_group w_row"
+    "width w_width w_block w_point k_block activation columns weight_group w_row"
 )
 _WINOGRAD_SUM = "tiles tile_count sources source_count w points terms w_offsets x_offsets"
 _WINOGRAD_TILE = "source step y rows columns row"

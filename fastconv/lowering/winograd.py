@@ -306,9 +306,10 @@ class WinogradPlan:
         self.depth = self.pieces * self.c
         # The sources of a tile lie side by side; those of the next one begin so many further on.
         self.apart = self.pieces // self.shared
-        rows, _ = b.engines.lane_tile
+        rows, vectors = b.engines.lane_tile
         self.width = min(WIDTH_BYTES // b.itemsize, round_up(self.o, b.lanes))
-        self.blocks = -(-self.o // self.width)
+        self.w_width = min(vectors * b.lanes, self.width)
+        self.blocks, self.w_blocks = -(-self.o // self.width), -(-self.o // self.w_width)
         o, h, w = filtering.axes
         roles = (o, *(self.reach_tiles(i, axis) for i, axis in enumerate((h, w))))
         d, h, w = (roles[filtering.places.index(place)] for place in range(3))
@@ -478,13 +479,13 @@ class WinogradPlan:
         b, p = self.b, self.p
         sources = list(map(self.weight_order, self.filtering.sums, self.filtering.pieces))
         count, depth = len(sources), len(sources[0])
-        raw = depth * self.width
+        raw = depth * self.w_width
         packed = b.pack(
             np.concatenate(sources),
-            np.arange(count * depth) * self.width,
+            np.arange(count * depth) * self.w_width,
             count * raw,
-            self.width,
-            self.blocks,
+            self.w_width,
+            self.w_blocks,
             rows=self.o,
             x_row=self.weight_strides()[0],
             groups=p.groups,
@@ -492,9 +493,9 @@ class WinogradPlan:
             keep=False,
         )
         channels = self.taps * self.depth
-        w_point = channels * self.width + b.lanes
+        w_point = channels * self.w_width + b.lanes
         w_sum = self.points * w_point
-        blocks = p.groups * self.blocks * count
+        blocks = p.groups * self.w_blocks * count
         w = b.packed(blocks * w_sum)
         shares = -(-channels // WEIGHT_PIECE)
         words: Words = dict(
@@ -504,7 +505,7 @@ class WinogradPlan:
             kernel=self.kernel,
             rank=self.filtering.rank,
             channels=channels,
-            width=self.width,
+            width=self.w_width,
             pieces=shares,
             x_block=raw,
             y_block=w_sum,
@@ -614,6 +615,7 @@ class WinogradPlan:
             v=0,
             v_row=self.v_row,
             width=self.width,
+            w_width=self.w_width,
             w_block=w_block,
             w_point=w_point,
             k_block=k_block,

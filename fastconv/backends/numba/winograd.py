@@ -186,7 +186,7 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
     row = stack_integers(MAX_TILE_ROWS)
     point = a.block * a.width + lanes(a)
     for i in range(a.k_block):
-        steps[i] = i * a.width
+        steps[i] = i * a.w_width
     for i in range(task.count):
         image, number = (task.first + i) // of.tile_count, (task.first + i) % of.tile_count
         tiles = records(a, of.tiles, "winograd_tile")[number]
@@ -199,16 +199,19 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
                 clear(sums + p * point, task.count * a.width)
             for k in range(begin, end, a.k_block):
                 count, add = min(end - k, a.k_block), tap + k - begin
-                w_p = w + (p * a.w_point + (tap * a.pieces * a.depth + k) * a.width)
+                w_p = w + (p * a.w_point + (tap * a.pieces * a.depth + k) * a.w_width)
                 for t in range(0, task.count, lane_rows(a)):
                     rows = min(task.count - t, lane_rows(a))
                     for i in range(rows):
                         row[i] = address(v + (p * source_point(a) + place[t + i]))
-                    # Blocks of channels are wider than narrow vectors' tiles, or inputs would come from L2 more often.
+                    # Narrow vectors make narrow tiles: with some of them in turn, inputs come from L2 less often.
                     for n in range(0, vectors, lane_vectors(a)):
-                        some, o = min(vectors - n, lane_vectors(a)), n * lanes(a)
-                        c = sums + (p * point + t * a.width + o)
-                        tile(multiply, rows, some, count, row, columns + k, w_p + o, steps, c, a.width, add)
+                        some, block = (
+                            min(vectors - n, lane_vectors(a)),
+                            w_p + n // lane_vectors(a) * a.w_block,
+                        )
+                        c = sums + (p * point + t * a.width + n * lanes(a))
+                        tile(multiply, rows, some, count, row, columns + k, block, steps, c, a.width, add)
         for i in range(task.count):
             place[i] += step[i]
 
@@ -276,7 +279,7 @@ def winograd(a, begin, end, thread):
     bias, work, leaving = reals(a, a.b), winograd_scratch(a, thread), leaving_tiles(a)
     tables, runs = Tables(lane_tiles(a), output_transforms(a)), stack_runs(a, LEAVING_PIXELS)
     turned_row = leaving * ranked(a.outputs, a.rank) + lanes(a)
-    blocks = (a.channels + a.width - 1) // a.width
+    blocks, w_blocks = (a.channels + a.width - 1) // a.width, (a.channels + a.w_width - 1) // a.w_width
     for number in range(begin, end):
         of, task = winograd_decode(a, number)
         if task.count == 0:
@@ -292,7 +295,7 @@ def winograd(a, begin, end, thread):
             o = block * a.width
             channels = min(a.channels - o, a.width)
             vectors = (channels + lanes(a) - 1) // lanes(a)
-            w = reals(a, a.w) + (of.w + (task.group * blocks + block) * a.w_block)
+            w = reals(a, a.w) + (of.w + (task.group * w_blocks + o // a.w_width) * a.w_block)
             winograd_products(a, tables.multiply, of, task, vectors, v, w, work.sums)
             y = reals(a, a.y) + (task.group * a.y_group + o * a.y_channel)
             b = bias + (task.group * a.channels + o)
