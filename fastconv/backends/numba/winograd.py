@@ -40,6 +40,7 @@ from .transforms import (
 LEAVING_PIXELS = 128
 MAX_TILES = 192
 WIDTH_BYTES = 256  # of a block of output channels
+MAX_WIDTH = WIDTH_BYTES // 4
 
 # What a task has: some tiles of a sum, in one group, and the sources that they read. Tiles and sources of all images
 # of a chunk are numbered through. `index` numbers (block, group, sum).
@@ -153,7 +154,7 @@ def winograd_direct(a, multiply, of, x, w, channels, panel, y, y_row, y_pixel):
     """One tile's outputs by the direct sum, pixels in the vectors and weights as they were given."""
     x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
-    c = stack_vectors(x, WIDTH_BYTES // 4)
+    c = stack_vectors(x, MAX_WIDTH)
     m = a.outputs
     for i in range(a.k_block):
         steps[i] = i * lanes(a)
