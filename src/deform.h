@@ -20,6 +20,8 @@ typedef struct {
     real *mask;     /* [taps][tile] */
     real *turned, *sums;
     real *panel;    /* weights of a block of input and one of output channels, where they are packed as they are used */
+    real *mixed;    /* [pairs of pixels][4][half of the columns] s1 ... s4 of strassen.h */
+    real *products; /* [3][pairs of blocks of output channels][pairs of pixels][w_width] p2, p5, p6 */
     real *columns;
 } FN(deform_work);
 
@@ -39,6 +41,8 @@ INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
     s.turned = at, at += a->w_width * (a->tile + LANES);
     s.sums = at, at += a->w_blocks * a->tile * a->w_width;
     s.panel = at, at += a->panel;
+    s.mixed = at, at += a->seven ? a->tile * a->seven_row * 2 : 0;
+    s.products = at, at += a->seven ? 3 * (a->w_blocks / 2) * (a->tile / 2) * a->w_width : 0;
     s.columns = at;
     return s;
 }
@@ -152,14 +156,14 @@ static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const re
 
 /* columns[pixel][tap][channel] for one block of channels and some taps. Whole vectors are written from left to
  * right, each over what the one before wrote too much. */
-INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_work) s, const real *x, int64_t channels,
-                              int64_t tap, int64_t taps, int64_t pixels, int64_t row)
+INLINE void FN(deform_sample_rank)(const deform_words *a, const int ndim, FN(deform_work) s, const real *x, int64_t channels,
+                                   int64_t tap, int64_t taps, int64_t begin, int64_t end, int64_t row)
 {
     const int corners = 1 << ndim;
     int64_t tile = a->tile, delta[8];
     for (int corner = 0; corner < corners; corner++)
         delta[corner] = ((corner >> 2 & 1) * a->line_d + (corner >> 1 & 1) * a->line_h + (corner & 1)) * a->width;
-    for (int64_t p = 0; p < pixels; p++)
+    for (int64_t p = begin; p < end; p++)
         for (int64_t t = 0; t < taps; t++) {
             const real *from = x + s.base[(tap + t) * tile + p] * a->width;
             const real *weight = s.weight + (tap + t) * corners * tile + p;
@@ -176,6 +180,17 @@ INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_w
                 FN(store)(to + c, value * mask);
             }
         }
+}
+
+static void FN(deform_sample)(const deform_words *a, FN(deform_work) s, const real *x, int64_t channels, int64_t tap, int64_t taps,
+                              int64_t begin, int64_t end, int64_t row)
+{
+    if (a->ndim == 2)
+        FN(deform_sample_rank)(a, 2, s, x, channels, tap, taps, begin, end, row);
+    else if (a->ndim == 1)
+        FN(deform_sample_rank)(a, 1, s, x, channels, tap, taps, begin, end, row);
+    else
+        FN(deform_sample_rank)(a, 3, s, x, channels, tap, taps, begin, end, row);
 }
 
 /* Output channels of block o. */
@@ -228,6 +243,81 @@ static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const 
     }
 }
 
+/* Samples as above, and the sums of their quarters: pixels of the first half and of the second, while they are in L1. */
+static void FN(deform_sample_pairs)(const deform_words *a, FN(deform_work) s, const real *x, int64_t channels, int64_t tap, int64_t taps,
+                                    int64_t pixels, int64_t row)
+{
+    int64_t half = (pixels + 1) / 2, depth = taps * channels / 2;
+    if (pixels < 2 * half)
+        FN(clear)(s.columns + pixels * row, 2 * depth);
+    for (int64_t p = 0; p < half; p += PAIRED_PIXELS) {
+        int64_t end = p + PAIRED_PIXELS < half ? p + PAIRED_PIXELS : half;
+        FN(deform_sample)(a, s, x, channels, tap, taps, p, end, row);
+        FN(deform_sample)(a, s, x, channels, tap, taps, half + p, half + end < pixels ? half + end : pixels, row);
+        for (int64_t i = p; i < end; i++)
+            FN(strassen_rows)(s.columns + i * row, s.columns + (half + i) * row, depth, s.mixed + i * 4 * a->seven_row, a->seven_row);
+    }
+}
+
+/* The seven products of the samples of some taps, summed over blocks of input channels: p1, p3, p4 and p7 in the quarters of
+ * the sums that they become part of. */
+static void FN(deform_multiply_pairs)(const deform_words *a, FN(deform_work) s, const block_words *block, int64_t tap, int64_t taps,
+                                      int64_t pixels, int64_t row, int64_t begin, int64_t end, int64_t add)
+{
+    int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK];
+    int64_t half = (pixels + 1) / 2, depth = taps * block->channels / 2, pairs = a->w_blocks / 2, size = depth * a->w_width;
+    int64_t parts = (depth + a->k_block - 1) / a->k_block, mixed = 4 * a->seven_row, area = a->tile / 2 * a->w_width;
+    for (int64_t k = 0; k < a->k_block; k++) {
+        ones[k] = k;
+        steps[k] = k * a->w_width;
+    }
+    for (int64_t o = begin; o < end; o++) {
+        int64_t at = o * a->w_block + block->w + tap * block->channels * a->w_width;
+        const real *b11 = (const real *)a->w + at, *b22 = b11 + pairs * a->w_block + size, *t = (const real *)a->seven + 2 * at;
+        real *upper = s.sums + o * a->tile * a->w_width, *lower = upper + half * a->w_width, *other = s.products + o * area;
+        int64_t across = pairs * a->tile * a->w_width;
+        const struct {
+            const real *left;
+            int64_t left_row;
+            const real *right;
+            real *sums;
+        } products[7] = {
+            {s.columns, row, b11, upper},
+            {s.columns + depth, row, b11 + size, other},
+            {s.mixed + 3 * a->seven_row, mixed, b22, upper + across},
+            {s.columns + half * row + depth, row, t + 3 * size, lower},
+            {s.mixed, mixed, t, other + pairs * area},
+            {s.mixed + a->seven_row, mixed, t + size, other + 2 * pairs * area},
+            {s.mixed + 2 * a->seven_row, mixed, t + 2 * size, lower + across},
+        };
+        for (int i = 0; i < 7; i++)
+            for (int64_t part = 0; part < parts; part++) {
+                int64_t k = depth * part / parts, count = depth * (part + 1) / parts - k;
+                for (int64_t p = 0; p < half; p += LANE_ROWS) {
+                    int64_t rows = half - p < LANE_ROWS ? half - p : LANE_ROWS;
+                    const real *pixel[LANE_ROWS];
+                    for (int64_t r = 0; r < rows; r++)
+                        pixel[r] = products[i].left + (p + r) * products[i].left_row + k;
+                    FN(tiles)[rows][a->w_width / LANES](count, pixel, ones, products[i].right + k * a->w_width, steps,
+                                                       products[i].sums + p * a->w_width, a->w_width, add || k > 0);
+                }
+            }
+    }
+}
+
+/* Put the products together. Returns whether all sums are finite. */
+static int FN(deform_join_pairs)(const deform_words *a, FN(deform_work) s, int64_t pixels, int64_t begin, int64_t end)
+{
+    int64_t half = (pixels + 1) / 2 * a->w_width, pairs = a->w_blocks / 2, across = pairs * a->tile * a->w_width;
+    int64_t area = a->tile / 2 * a->w_width, finite = 1;
+    for (int64_t o = begin; o < end; o++) {
+        real *upper = s.sums + o * a->tile * a->w_width, *other = s.products + o * area;
+        finite &= FN(strassen_join)(upper, other, upper + across, upper + half, other + pairs * area, other + 2 * pairs * area,
+                                    upper + half + across, half);
+    }
+    return (int)finite;
+}
+
 static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t group, int64_t pixels, int64_t begin, int64_t end, real *y)
 {
     const real *bias = a->b ? (const real *)a->b + group * a->channels : 0;
@@ -248,44 +338,67 @@ static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t 
     }
 }
 
+/* Where a task is: a tile of output pixels, and some blocks of output channels, or pairs of them. */
+typedef struct {
+    int64_t image, first, pixels, begin, end;
+} FN(deform_task);
+
+/* Sums over some blocks of input channels, by seven products or one. `offset_group` is the one whose points are there. */
+static void FN(deform_sums)(const deform_words *a, FN(deform_work) s, const FN(deform_task) *task, int64_t from, int64_t to, int64_t seven,
+                            int64_t *offset_group)
+{
+    const block_words *blocks = (const block_words *)a->blocks;
+    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w, pixels = task->pixels, add = 0;
+    for (int64_t b = from; b < to; b++) {
+        const block_words *block = blocks + b;
+        if (block->offset_group != *offset_group) {
+            *offset_group = block->offset_group;
+            const real *mask = (const real *)a->mask, *offset = (const real *)a->offset + task->image * a->offset_image +
+                                                                *offset_group * taps * a->ndim * plane + task->first;
+            if (mask)
+                mask += task->image * a->mask_image + *offset_group * taps * plane + task->first;
+            for (int64_t t = 0; t < taps; t++)
+                FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels, 0);
+        }
+        const real *x = (const real *)a->x + task->image * a->x_image + block->x;
+        for (int64_t t = 0; t < taps; t += a->tap_block, add = 1) {
+            int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block, row = a->tap_block * block->channels;
+            if (seven) {
+                FN(deform_sample_pairs)(a, s, x, block->channels, t, some, pixels, 2 * a->seven_row);
+                FN(deform_multiply_pairs)(a, s, block, t, some, pixels, 2 * a->seven_row, task->begin, task->end, add);
+                continue;
+            }
+            FN(deform_sample)(a, s, x, block->channels, t, some, 0, pixels, row);
+            const block_words *following = block + (b + 1 < a->block_count);
+            FN(deform_multiply)(a, s, block, following, t, some, pixels, row, task->begin, task->end, add);
+            if (a->seven) /* the other blocks of the pairs */
+                FN(deform_multiply)(a, s, block, following, t, some, pixels, row, a->w_blocks / 2 + task->begin, a->w_blocks / 2 + task->end, add);
+        }
+    }
+}
+
 static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const deform_words *a = (const deform_words *)words;
     const block_words *blocks = (const block_words *)a->blocks;
     FN(deform_work) s = FN(deform_scratch)(a, thread);
-    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t rest = task / a->splits, image = rest / a->tiles, first = rest % a->tiles * a->tile;
-        int64_t o_begin = task % a->splits * a->w_blocks / a->splits, o_end = (task % a->splits + 1) * a->w_blocks / a->splits;
-        int64_t pixels = plane - first < a->tile ? plane - first : a->tile, add = 0, offset_group = -1;
-        FN(deform_grid)(a, first, pixels, s.grid);
-        for (int64_t b = 0; b < a->block_count; b++) {
-            const block_words *block = blocks + b;
-            if (block->offset_group != offset_group) {
-                offset_group = block->offset_group;
-                const real *offset = (const real *)a->offset + image * a->offset_image + offset_group * taps * a->ndim * plane + first;
-                const real *mask = (const real *)a->mask;
-                if (mask)
-                    mask += image * a->mask_image + offset_group * taps * plane + first;
-                for (int64_t t = 0; t < taps; t++)
-                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels, 0);
-            }
-            const real *x = (const real *)a->x + image * a->x_image + block->x;
-            for (int64_t t = 0; t < taps; t += a->tap_block) {
-                int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block, row = a->tap_block * block->channels;
-                if (a->ndim == 2)
-                    FN(deform_sample)(a, 2, s, x, block->channels, t, some, pixels, row);
-                else if (a->ndim == 1)
-                    FN(deform_sample)(a, 1, s, x, block->channels, t, some, pixels, row);
-                else
-                    FN(deform_sample)(a, 3, s, x, block->channels, t, some, pixels, row);
-                FN(deform_multiply)(a, s, block, block + (b + 1 < a->block_count), t, some, pixels, row, o_begin, o_end, add);
-                add = 1;
-            }
-            if (block->last) {
-                FN(deform_finish)(a, s, block->group, pixels, o_begin, o_end, (real *)a->y + image * a->y_image + first * a->y_w);
-                add = 0;
-            }
+    int64_t plane = a->out_d * a->out_h * a->out_w, shared = a->seven ? a->w_blocks / 2 : a->w_blocks;
+    for (int64_t number = begin; number < end; number++) {
+        int64_t rest = number / a->splits, split = number % a->splits, offset_group = -1;
+        FN(deform_task) task = {.image = rest / a->tiles, .first = rest % a->tiles * a->tile,
+                                .begin = split * shared / a->splits, .end = (split + 1) * shared / a->splits};
+        task.pixels = plane - task.first < a->tile ? plane - task.first : a->tile;
+        real *y = (real *)a->y + task.image * a->y_image + task.first * a->y_w;
+        FN(deform_grid)(a, task.first, task.pixels, s.grid);
+        for (int64_t from = 0, to = 0; to < a->block_count; from = to) {
+            while (!blocks[to++].last)
+                ;
+            FN(deform_sums)(a, s, &task, from, to, a->seven, &offset_group);
+            if (a->seven && !FN(deform_join_pairs)(a, s, task.pixels, task.begin, task.end))
+                FN(deform_sums)(a, s, &task, from, to, 0, &offset_group);
+            FN(deform_finish)(a, s, blocks[from].group, task.pixels, task.begin, task.end, y);
+            if (a->seven)
+                FN(deform_finish)(a, s, blocks[from].group, task.pixels, shared + task.begin, shared + task.end, y);
         }
     }
 }

@@ -27,6 +27,12 @@ MANY_BLOCKS = 4
 LINE = 16
 # Samples of a tile are multiplied while they are in L2: so many (tap, channel) pairs a pixel.
 MOST_COLUMNS = 512
+# Of quarters, so many are summed at once: those of 9 taps of a block of channels.
+HALF_DEPTH = CHANNEL_BLOCK * 9 // 2
+# Pixels of the weights' next visit, where these are far away, and output channels that make sampling twice cheap.
+FAR_WEIGHTS = 1 << 20
+FAR_TILE = 216
+FAR_CHANNELS = 256
 # Bases and corner weights of a tile, for all taps.
 MOST_POINTS = 1 << 14
 GFLOPS = 30.0
@@ -91,8 +97,8 @@ class Bordered:
         return words
 
 
-def lower_deform(problem: Problem, engines: Engines) -> Any:
-    """Return a program for any deformable convolution."""
+def lower_deform(problem: Problem, engines: Engines, *, seven: bool = False) -> Any:
+    """Return a program for any deformable convolution, by seven products in place of eight if asked for."""
     p, b = problem, Builder(problem, engines)
     per_group = p.out_channels // p.groups
     lanes = b.lanes
@@ -103,16 +109,25 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
     x = bordered.add(b)
 
     w_width = min(vectors * lanes, round_up(per_group, lanes))
+    if seven:
+        # Blocks of the two halves are pairs.
+        w_width = max(width for width in range(lanes, w_width + 1, lanes) if per_group % (2 * width) == 0)
     w_blocks = -(-per_group // w_width)
     pixels = math.prod(p.output_size)
     corners = 1 << p.ndim
-    tile, splits = _cut(p, rows, w_blocks)
+    tile, splits = _cut_pairs(p, rows, w_blocks) if seven else _cut(p, rows, w_blocks)
     tap_block = min(p.taps, max(MOST_COLUMNS // width, 1))
     records = _records(b, bordered, w_width)
     # Weights that are used once are packed by who uses them, and never go through memory.
-    used_once = not p.prepared and tile == pixels and p.batch == 1 and tap_block == p.taps
+    used_once = not (seven or p.prepared) and tile == pixels and p.batch == 1 and tap_block == p.taps
     w = 0 if used_once else _add_weights(b, records, w_width, w_blocks)
     panel = p.taps * bordered.most_channels * w_width * used_once
+    row, seven_row, sums = tap_block * bordered.most_channels, 0, 0
+    if seven:
+        # No vector reaches into the next pixel's row: that may have been sampled before.
+        seven_row = round_up(-(-(row + lanes) // 2), lanes)
+        row = 4 * seven_row
+        sums = 3 * w_blocks * tile * w_width // 4
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
@@ -121,7 +136,8 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         + w_width * (tile + lanes)
         + w_blocks * tile * w_width
         + panel
-        + tile * tap_block * bordered.most_channels
+        + sums
+        + tile * row
         + lanes
     )
     y_image, y_channel, _, _, y_w = output_strides(p)
@@ -153,8 +169,10 @@ def lower_deform(problem: Problem, engines: Engines) -> Any:
         panel=panel,
         tiles=-(-pixels // tile),
         splits=splits,
+        seven=_add_seven(b, w, records, tap_block, w_width, w_blocks) if seven else 0,
+        seven_row=seven_row,
         tap_block=tap_block,
-        k_block=K_BLOCK,
+        k_block=HALF_DEPTH if seven else K_BLOCK,
         activation=b.engines.activation(p),
     )
     words |= bordered.words(p, tile)
@@ -177,6 +195,23 @@ def _cut(p: Problem, rows: int, w_blocks: int) -> tuple[int, int]:
     if tiles < ENOUGH_TILES:
         tiles = min(round_up(tiles, 4 if pixels >= 4 * LEAST_PIXELS else 2), max(pixels // rows, 1))
     return -(-pixels // tiles), 1
+
+
+def _cut_pairs(p: Problem, rows: int, w_blocks: int) -> tuple[int, int]:
+    """Return the same where halves of a tile are rows of the register tile: few of these are narrow, and shares equal."""
+    pixels, pairs = math.prod(p.output_size), w_blocks // 2
+    far = p.in_channels * p.taps * p.out_channels // p.groups >= FAR_WEIGHTS
+    splits = 2 if far and pairs > 1 and p.out_channels // p.groups >= FAR_CHANNELS else 1
+    most = max(min(FAR_TILE if splits == 2 else TILE, MOST_POINTS // p.taps, pixels + 1) // 2, 1)
+
+    def time(half: int) -> int:
+        """Rows of tiles that the threads take, if these are one, two or four; and the weights' way to each tile."""
+        tiles = -(-pixels // (2 * half))
+        full, last = -(-half // rows), -(-(pixels - 2 * half * (tiles - 1)) // (2 * rows))
+        shares = (tiles - 1) * full + last, -(-tiles // 2) * full, -(-tiles * splits // 4) * full
+        return sum(shares) + 2 * tiles
+
+    return 2 * min([most, *range(most - most % rows, 0, -rows)], key=time), splits
 
 
 def channel_blocks(p: Problem, *, by_weights: bool = True, even: bool = False) -> list[tuple[int, int]]:
@@ -248,3 +283,28 @@ def _add_weights(b: Builder, records: list[dict[str, int]], w_width: int, w_bloc
         rows=p.out_channels // p.groups,
         x_row=p.in_channels // p.groups * p.taps,
     )
+
+
+def _add_seven(
+    b: Builder, w: Operand, records: list[dict[str, int]], tap_block: int, w_width: int, w_blocks: int
+) -> Operand:
+    """Add the stage that makes the sums of quarters of packed weights, piece by piece of what is multiplied at once."""
+    p = b.problem
+    block = p.in_channels * p.taps * w_width
+    places, sizes = [], []
+    for record in records:
+        for tap in range(0, p.taps, tap_block):
+            places.append(record["w"] + tap * record["channels"] * w_width)
+            sizes.append(min(tap_block, p.taps - tap) * record["channels"] * w_width)
+    y = b.packed(2 * block * w_blocks // 2)
+    words: Words = dict(
+        x=w,
+        y=y,
+        pairs=w_blocks // 2,
+        block=block,
+        places=b.table(places),
+        sizes=b.table(sizes),
+        piece_count=len(places),
+    )
+    b.stage("strassen_weights", w_blocks // 2 * len(places), words, weights_only=True)
+    return y

@@ -21,6 +21,7 @@ conv_weight_grad_depthwise_nhwc  the same with channels in the vectors
 =========================  ===========================================================================
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ from ..registry import Kernel, Refusal
 from ..separable_problem import SeparableProblem
 from .dcn import lower_dcn
 from .dcn_grad import lower_dcn_grad
-from .deform import lower_deform
+from .deform import FAR_TILE, channel_blocks, lower_deform
 from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
 from .dense import dense_flops, lower_dense
@@ -69,6 +70,12 @@ MANY_TAPS_FLOPS = 90e9
 FOURIER_FLOPS = 70e9
 FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
+# Seven products in place of eight: steps that a tile takes to begin and to end, what tiles of half the width lose, and
+# how fast the quarters of samples are summed.
+SEVEN_STEPS = 2.0
+HALF_TILE = 0.1
+QUARTER_BYTES = 50e9
+L2_BYTES = 1 << 20
 MEMORY_BYTES = 10e9
 GATHERING = 2.0
 OVERHEAD = 2e-6
@@ -163,6 +170,8 @@ def program_kernels(
     name = "conv_depthwise_fourier"
     table.append(kernel(name, ("conv2d",), refuse_fourier, cost_fourier, lower_fourier, FOURIER_TOLERANCE))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    name, lower = "deform_conv_strassen", functools.partial(lower_deform, seven=True)
+    table.append(kernel(name, DEFORM_CONV, refuse_seven, cost_seven, lower))
     name, lower = "deform_conv_transpose_tile", lower_deform_transpose
     table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
     table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn, points_as_given=True))
@@ -278,6 +287,35 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_flops(problem) + samples / SAMPLE_BYTES
+
+
+def refuse_seven(problem: Problem) -> str | None:
+    """Quarters of the product have whole vectors of output channels, and the same depth."""
+    if problem.accuracy == "high":
+        return Refusal.HIGH_ACCURACY
+    if problem.out_channels // problem.groups % (2 * LANES):
+        return Refusal.FEW_CHANNELS
+    return Refusal.ODD_CHANNELS if any(count % 2 for _, count in channel_blocks(problem)) else None
+
+
+def cost_seven(problem: Problem) -> float:
+    """Of eight products one is saved; sums of quarters are made of samples and of weights, and these read twice as far."""
+    size, depth, outputs = problem.dtype.itemsize, problem.in_channels // problem.groups * problem.taps, problem.out_channels
+    pixels = math.prod(problem.output_size)
+    most = max(count for _, count in channel_blocks(problem))
+    product = problem.flops / FLOPS * size / 4
+    saved = product - 7 / 8 * product * (1 + 2 * SEVEN_STEPS / (most * problem.taps))
+    if outputs // problem.groups < 4 * LANES:
+        saved -= HALF_TILE * product
+    weights = depth * outputs * size
+    samples = problem.batch * pixels * problem.in_channels * problem.taps * size
+    added = samples / QUARTER_BYTES
+    if not problem.prepared:
+        added += 4 * weights / PACK_BYTES
+    if weights > L2_BYTES:
+        tiles = -(-pixels // FAR_TILE)
+        added += max(tiles * problem.batch, 1) * weights * 3 / 4 / (FAR_BYTES if weights * 2 > CACHE else STREAM_BYTES)
+    return cost_deform(problem) - saved + added
 
 
 def cost_dcn(problem: Problem) -> float:
