@@ -9,6 +9,7 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+deform_conv_strassen       the same with seven products of quarters in place of eight
 deform_conv_transpose_tile the gradient of that in its input, without the others
 dcn_sum                    the same samples, summed over taps for each channel
 deform_conv_grad_tile      register tile, the samples' gradients, register tile
@@ -72,7 +73,7 @@ FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
 # Seven products in place of eight: steps that a tile takes to begin and to end, what tiles of half the width lose, and
 # how fast the quarters of samples are summed.
-SEVEN_STEPS = 2.0
+SEVEN_STEPS = 4.0
 HALF_TILE = 0.1
 QUARTER_BYTES = 50e9
 L2_BYTES = 1 << 20
@@ -299,22 +300,20 @@ def refuse_seven(problem: Problem) -> str | None:
 
 
 def cost_seven(problem: Problem) -> float:
-    """Of eight products one is saved; sums of quarters are made of samples and of weights, and these read twice as far."""
-    size, depth, outputs = problem.dtype.itemsize, problem.in_channels // problem.groups * problem.taps, problem.out_channels
-    pixels = math.prod(problem.output_size)
-    most = max(count for _, count in channel_blocks(problem))
-    product = problem.flops / FLOPS * size / 4
-    saved = product - 7 / 8 * product * (1 + 2 * SEVEN_STEPS / (most * problem.taps))
-    if outputs // problem.groups < 4 * LANES:
+    """Of eight products one is saved; sums of quarters are made of samples and weights, and these read twice as far."""
+    size, product = problem.dtype.itemsize, problem.flops / FLOPS * problem.dtype.itemsize / 4
+    depth = max(count for _, count in channel_blocks(problem)) * problem.taps / 2
+    saved = product - 7 / 8 * product * (1 + SEVEN_STEPS / depth)
+    if problem.out_channels // problem.groups < 4 * LANES:
         saved -= HALF_TILE * product
-    weights = depth * outputs * size
-    samples = problem.batch * pixels * problem.in_channels * problem.taps * size
-    added = samples / QUARTER_BYTES
+    pixels = problem.batch * math.prod(problem.output_size)
+    added = pixels * problem.in_channels * problem.taps * size / QUARTER_BYTES
+    weights = problem.in_channels // problem.groups * problem.taps * problem.out_channels * size
     if not problem.prepared:
         added += 4 * weights / PACK_BYTES
     if weights > L2_BYTES:
-        tiles = -(-pixels // FAR_TILE)
-        added += max(tiles * problem.batch, 1) * weights * 3 / 4 / (FAR_BYTES if weights * 2 > CACHE else STREAM_BYTES)
+        again = -(-pixels // FAR_TILE) * 3 / 4 * weights
+        added += again / (FAR_BYTES if 2 * weights > CACHE else STREAM_BYTES)
     return cost_deform(problem) - saved + added
 
 
