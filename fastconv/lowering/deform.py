@@ -286,7 +286,7 @@ def _add_weights(b: Builder, records: list[dict[str, int]], w_width: int, w_bloc
 
 
 def _add_seven(
-    b: Builder, w: Operand, records: list[dict[str, int]], tap_block: int, w_width: int, w_blocks: int
+    b: Builder, w: int | Operand, records: list[dict[str, int]], tap_block: int, w_width: int, w_blocks: int
 ) -> Operand:
     """Add the stage that makes the sums of quarters of packed weights, piece by piece of what is multiplied at once."""
     p = b.problem

@@ -188,21 +188,20 @@ def interpolate_narrow(to, source, deltas, weight, weight_step, mask, width):
     given, width = width, width.literal_value
 
     def emit(builder, to_, start, deltas, weight, weight_step, mask, _):
-        vector, sums = ll_vector(source), []
         if 2 * width > source.lanes:
             return  # where vectors are short, it is not called
+        vector, sum = ll_vector(source), None
+        lanes_of_both = [i if i < width else source.lanes + i for i in range(source.lanes)]
         for row in range(2):
-            shares = [
+            left, right = (
                 emit_splat(builder, vector, emit_get(builder, weight, builder.mul(weight_step, WORD(corner))))
                 for corner in (2 * row, 2 * row + 1)
-            ]
-            share = emit_shuffle(
-                builder, *shares, [i if i < width else source.lanes + i for i in range(source.lanes)]
             )
+            share = emit_shuffle(builder, left, right, lanes_of_both)
             pixels = emit_load(builder, source, emit_at(builder, start, emit_get(builder, deltas, row)))
-            sums = [emit_fma(builder, share, pixels, sums[0]) if row else builder.fmul(share, pixels)]
+            sum = emit_fma(builder, share, pixels, sum) if row else builder.fmul(share, pixels)
         here, beside = (
-            emit_shuffle(builder, *sums * 2, [first + i for i in range(width)]) for first in (0, width)
+            emit_shuffle(builder, sum, sum, [first + i for i in range(width)]) for first in (0, width)
         )
         factor = emit_splat(builder, ir.VectorType(vector.element, width), mask)
         narrow = Pointer(source.element, width)
