@@ -39,8 +39,10 @@ INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
     /* A vector across two cache lines is two: samples took half as long again. */
     at = (real *)(((intptr_t)at + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     s.turned = at, at += a->w_width * (a->tile + LANES);
-    s.sums = at, at += a->w_blocks * a->tile * a->w_width;
+    s.sums = at, at += a->w_blocks * a->w_width * (a->vectors ? (a->vectors + 1) * LANES : a->tile);
     s.panel = at, at += a->panel;
+    if (a->vectors)
+        at += MOST_PIXELS_LEFT * (a->panel / (a->vectors * LANES) + LANES + a->w_blocks * a->w_width * LANES);
     s.mixed = at, at += a->seven ? a->tile * a->seven_row * 2 : 0;
     s.products = at, at += a->seven ? 3 * (a->w_blocks / 2) * (a->tile / 2) * a->w_width : 0;
     s.columns = at;
@@ -381,6 +383,8 @@ static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t 
     }
 }
 
+#include "deform_few.h"
+
 /* Where a task is: a tile of output pixels, and some blocks of output channels, or pairs of them. */
 typedef struct {
     int64_t image, first, pixels, begin, end;
@@ -412,6 +416,11 @@ static void FN(deform_sums)(const deform_words *a, FN(deform_work) s, const FN(d
                 continue;
             }
             FN(deform_sample)(a, s, x, block->channels, t, some, 0, pixels, row);
+            if (a->vectors) {
+                FN(few_turn)(FN(few_scratch)(a, s, pixels), s, block->channels, taps);
+                FN(few_multiply)(a, FN(few_scratch)(a, s, pixels), s, block, taps, task->begin, task->end, add);
+                continue;
+            }
             const block_words *following = block + (b + 1 < a->block_count);
             FN(deform_multiply)(a, s, block, following, t, some, pixels, row, task->begin, task->end, add);
             if (a->seven) /* the other blocks of the pairs */
@@ -433,12 +442,18 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
         task.pixels = plane - task.first < a->tile ? plane - task.first : a->tile;
         real *y = (real *)a->y + task.image * a->y_image + task.first * a->y_w;
         FN(deform_grid)(a, task.first, task.pixels, s.grid);
+        if (a->vectors) /* lanes of no pixel would be multiplied as they are found, at worst slowly */
+            FN(clear)(s.panel, a->panel);
         for (int64_t from = 0, to = 0; to < a->block_count; from = to) {
             while (!blocks[to++].last)
                 ;
             FN(deform_sums)(a, s, &task, from, to, a->seven, &offset_group);
             if (a->seven && !FN(deform_join_pairs)(a, s, task.pixels, task.begin, task.end))
                 FN(deform_sums)(a, s, &task, from, to, 0, &offset_group);
+            if (a->vectors) {
+                FN(few_finish)(a, FN(few_scratch)(a, s, task.pixels), s, blocks[from].group, task.begin, task.end, y);
+                continue;
+            }
             FN(deform_finish)(a, s, blocks[from].group, task.pixels, task.begin, task.end, y);
             if (a->seven)
                 FN(deform_finish)(a, s, blocks[from].group, task.pixels, shared + task.begin, shared + task.end, y);

@@ -56,6 +56,7 @@
 
 /* Pixels of each half of a tile whose samples are in L1 together. */
 #define PAIRED_PIXELS 8
+#define MOST_PIXELS_LEFT 2 /* beyond whole vectors */
 
 /* Vectors of channels that DCN sums at once. */
 #define DCN_VECTORS 4

@@ -195,6 +195,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(given) W(w_row) W(panel) /* weights as they came, and room to pack some of them; 0: all are packed before */     \
     W(tile) W(tiles)           /* output pixels of a task, and in how many tiles an image has them */                  \
     W(splits)                  /* tasks that share the blocks of output channels of a tile */                          \
+    W(vectors)                 /* 0, or of pixels: weights are read where they are */                                  \
     W(seven) W(seven_row)      /* 0, or where strassen.h's t1 ... t4 are, and elements of a row of s1 */               \
     W(tap_block) W(k_block) W(activation)
 

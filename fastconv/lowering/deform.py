@@ -23,6 +23,10 @@ LEAST_PIXELS = 24
 # A plane whose weights are read once, and blocks of output channels that make sampling it twice cheap.
 FEW_PIXELS = 64
 MANY_BLOCKS = 4
+# With so few idle lanes, weights that are not packed beforehand are read where they are: packing them took longer than
+# idle lanes do. And pixels beyond whole vectors that take no vector of their own (src/native.h).
+MOST_IDLE = 1.3
+MOST_LEFT = 2
 # Elements of a cache line, at most.
 LINE = 16
 # Samples of a tile are multiplied while they are in L2: so many (tap, channel) pairs a pixel.
@@ -117,10 +121,16 @@ def lower_deform(problem: Problem, engines: Engines, *, seven: bool = False) -> 
     corners = 1 << p.ndim
     tile, splits = _cut_pairs(p, rows, w_blocks) if seven else _cut(p, rows, w_blocks)
     tap_block = min(p.taps, max(MOST_COLUMNS // width, 1))
+    few = 0 if seven or p.prepared or tap_block < p.taps else _few_vectors(p, lanes)
+    if few:
+        # Output channels are rows of the tile, and those of a split whole tiles.
+        w_width = engines.tile[0]
+        w_blocks = -(-per_group // w_width)
+        tile, splits = pixels, 2 if w_blocks >= MANY_BLOCKS else 1
     records = _records(b, bordered, w_width)
     # Weights that are used once are packed by who uses them, and never go through memory.
-    used_once = not (seven or p.prepared) and tile == pixels and p.batch == 1 and tap_block == p.taps
-    w = 0 if used_once else _add_weights(b, records, w_width, w_blocks)
+    used_once = not (seven or few or p.prepared) and tile == pixels and p.batch == 1 and tap_block == p.taps
+    w = 0 if used_once or few else _add_weights(b, records, w_width, w_blocks)
     panel = p.taps * bordered.most_channels * w_width * used_once
     row, seven_row, sums = tap_block * bordered.most_channels, 0, 0
     if seven:
@@ -128,6 +138,9 @@ def lower_deform(problem: Problem, engines: Engines, *, seven: bool = False) -> 
         seven_row = round_up(-(-(row + lanes) // 2), lanes)
         row = 4 * seven_row
         sums = 3 * w_blocks * tile * w_width // 4
+    if few:
+        panel = row * few * lanes
+        sums = w_blocks * w_width * (few + 1) * lanes + MOST_LEFT * (row + lanes + w_blocks * w_width * lanes)
     int64s = 8 // b.itemsize
     work = (
         p.taps * tile * (int64s + corners + 1)
@@ -164,11 +177,12 @@ def lower_deform(problem: Problem, engines: Engines, *, seven: bool = False) -> 
         w_width=w_width,
         w_blocks=w_blocks,
         w_block=p.in_channels * p.taps * w_width,
-        given=b.operand("weight") if used_once else 0,
+        given=b.operand("weight") if used_once or few else 0,
         w_row=p.in_channels // p.groups * p.taps,
         panel=panel,
         tiles=-(-pixels // tile),
         splits=splits,
+        vectors=few,
         seven=_add_seven(b, w, records, tap_block, w_width, w_blocks) if seven else 0,
         seven_row=seven_row,
         tap_block=tap_block,
@@ -195,6 +209,16 @@ def _cut(p: Problem, rows: int, w_blocks: int) -> tuple[int, int]:
     if tiles < ENOUGH_TILES:
         tiles = min(round_up(tiles, 4 if pixels >= 4 * LEAST_PIXELS else 2), max(pixels // rows, 1))
     return -(-pixels // tiles), 1
+
+
+def _few_vectors(p: Problem, lanes: int) -> int:
+    """Return in how many vectors the pixels of a small plane are, 0 if not there: see src/deform_few.h."""
+    pixels = math.prod(p.output_size)
+    if pixels > min(FEW_PIXELS, MOST_POINTS // p.taps):
+        return 0
+    pixels -= pixels % lanes if pixels > lanes and pixels % lanes <= MOST_LEFT else 0
+    vectors = -(-pixels // lanes)
+    return vectors if vectors * lanes <= MOST_IDLE * pixels else 0
 
 
 def _cut_pairs(p: Problem, rows: int, w_blocks: int) -> tuple[int, int]:

@@ -73,7 +73,7 @@ _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
-    "w_width w_blocks w_block given w_row panel tile tiles splits seven seven_row tap_block k_block activation"
+    "w_width w_blocks w_block given w_row panel tile tiles splits vectors seven seven_row tap_block k_block activation"
 )
 _DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale offset_pixel mask_pixel softmax"
 _STRASSEN = "x y pairs block places sizes piece_count"
