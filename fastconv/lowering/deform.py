@@ -12,7 +12,16 @@ from .dense import add_halo
 from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["GFLOPS", "LINE", "MOST_POINTS", "Bordered", "channel_blocks", "lower_deform"]
+__all__ = [
+    "FAR_TILE",
+    "GFLOPS",
+    "LINE",
+    "MOST_LEFT",
+    "MOST_POINTS",
+    "Bordered",
+    "channel_blocks",
+    "lower_deform",
+]
 
 # Input channels sampled together: two vectors of AVX-512, one cache line or two a corner.
 CHANNEL_BLOCK = 32

@@ -313,7 +313,7 @@ def cost_seven(problem: Problem) -> float:
         added += 4 * weights / PACK_BYTES
     if weights > L2_BYTES:
         again = -(-pixels // FAR_TILE) * 3 / 4 * weights
-        added += again / (FAR_BYTES if 2 * weights > CACHE else STREAM_BYTES)
+        added += again / (FAR_BYTES if 2 * weights > CACHE else WEIGHT_BYTES)
     return cost_deform(problem) - saved + added
 
 

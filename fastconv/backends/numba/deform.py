@@ -10,6 +10,8 @@ from collections import namedtuple
 
 from numba.core import cgutils
 
+from ...lowering.deform import MOST_LEFT
+from .deform_few import few_finish, few_multiply, few_scratch, few_turn
 from .dense import prefetch_rows
 from .epilogue import leave_lanes
 from .moves import clear, load_some, store_some
@@ -81,8 +83,11 @@ def deform_scratch(a, thread):
     line = (address(mask + taps * a.tile) + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
     turned = reals(a, line)
     sums = turned + a.w_width * (a.tile + lanes(a))
-    panel = sums + a.w_blocks * a.tile * a.w_width
+    panel = sums + a.w_blocks * a.w_width * ((a.vectors + 1) * lanes(a) if a.vectors else a.tile)
     mixed = panel + a.panel
+    if a.vectors:
+        left = a.panel // (a.vectors * lanes(a)) + lanes(a) + a.w_blocks * a.w_width * lanes(a)
+        mixed = mixed + MOST_LEFT * left
     products, columns = mixed, mixed
     if a.seven:
         products = mixed + a.tile * a.seven_row * 2
@@ -432,6 +437,11 @@ def deform_sums(a, tiles, work, task, start, stop, seven, offset_group):
                 deform_multiply_pairs(a, tiles, work, block, t, some, pixels, row, task.begin, task.end, add)
             else:
                 deform_sample(a, work, x, block.channels, t, some, 0, pixels, row)
+            if a.vectors:
+                few = few_scratch(a, work, pixels)
+                few_turn(few, work, block.channels, taps)
+                few_multiply(a, few, work, block, taps, task.begin, task.end, add)
+            elif not seven:
                 for half in range(2 if a.seven else 1):  # the other blocks of the pairs, too
                     begin, end = task.begin + half * other, task.end + half * other
                     deform_multiply(a, tiles, work, block, following, t, some, pixels, row, begin, end, add)
@@ -451,6 +461,8 @@ def deform(a, begin, end, thread):
         task = Task(image, first, min(plane - first, a.tile), o_begin, o_end)
         y = reals(a, a.y) + (image * a.y_image + first * a.y_w)
         deform_grid(a, first, task.pixels, work.grid)
+        if a.vectors:  # lanes of no pixel would be multiplied as they are found, at worst slowly
+            clear(work.panel, a.panel)
         offset_group, stop = -1, 0
         while stop < a.block_count:
             start = stop
@@ -463,6 +475,9 @@ def deform(a, begin, end, thread):
                 done = deform_join_pairs(a, work, task.pixels, o_begin, o_end)
             if not done:
                 offset_group = deform_sums(a, tiles, work, task, start, stop, False, offset_group)
-            deform_finish(a, work, group, task.pixels, o_begin, o_end, y)
+            if a.vectors:
+                few_finish(a, few_scratch(a, work, task.pixels), work, group, o_begin, o_end, y)
+            else:
+                deform_finish(a, work, group, task.pixels, o_begin, o_end, y)
             if seven:
                 deform_finish(a, work, group, task.pixels, shared + o_begin, shared + o_end, y)
