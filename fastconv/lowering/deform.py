@@ -13,11 +13,11 @@ from .geometry import Axes, Axis, Image, output_strides
 from .program import K_BLOCK, Builder, Engines, Operand, Words, round_up
 
 __all__ = [
-    "FAR_TILE",
     "GFLOPS",
     "LINE",
     "MOST_LEFT",
     "MOST_POINTS",
+    "PAIRS_TILE",
     "Bordered",
     "channel_blocks",
     "lower_deform",
@@ -42,10 +42,8 @@ LINE = 16
 MOST_COLUMNS = 512
 # Of quarters, so many are summed at once: those of 9 taps of a block of channels.
 HALF_DEPTH = CHANNEL_BLOCK * 9 // 2
-# Pixels of the weights' next visit, where these are far away, and output channels that make sampling twice cheap.
-FAR_WEIGHTS = 1 << 20
-FAR_TILE = 216
-FAR_CHANNELS = 256
+# Pixels of a tile of pairs: with 96 to 260 of them products took the same time.
+PAIRS_TILE = 144
 # Bases and corner weights of a tile, for all taps.
 MOST_POINTS = 1 << 14
 GFLOPS = 30.0
@@ -128,7 +126,7 @@ def lower_deform(problem: Problem, engines: Engines, *, seven: bool = False) -> 
     w_blocks = -(-per_group // w_width)
     pixels = math.prod(p.output_size)
     corners = 1 << p.ndim
-    tile, splits = _cut_pairs(p, rows, w_blocks) if seven else _cut(p, rows, w_blocks)
+    tile, splits = (_cut_pairs(p, rows), 1) if seven else _cut(p, rows, w_blocks)
     tap_block = min(p.taps, max(MOST_COLUMNS // width, 1))
     few = 0 if seven or p.prepared or tap_block < p.taps else _few_vectors(p, lanes)
     if few:
@@ -230,21 +228,19 @@ def _few_vectors(p: Problem, lanes: int) -> int:
     return vectors if vectors * lanes <= MOST_IDLE * pixels else 0
 
 
-def _cut_pairs(p: Problem, rows: int, w_blocks: int) -> tuple[int, int]:
-    """Return the same where halves of a tile are rows of the register tile: few of these are narrow, and shares equal."""
-    pixels, pairs = math.prod(p.output_size), w_blocks // 2
-    far = p.in_channels * p.taps * p.out_channels // p.groups >= FAR_WEIGHTS
-    splits = 2 if far and pairs > 1 and p.out_channels // p.groups >= FAR_CHANNELS else 1
-    most = max(min(FAR_TILE if splits == 2 else TILE, MOST_POINTS // p.taps, pixels + 1) // 2, 1)
+def _cut_pairs(p: Problem, rows: int) -> int:
+    """Return the output pixels of a task whose halves are rows of the register tile: few narrow ones, and equal shares."""
+    pixels = math.prod(p.output_size)
+    most = max(min(PAIRS_TILE, MOST_POINTS // p.taps, pixels + 1) // 2, 1)
 
     def time(half: int) -> int:
         """Rows of tiles that the threads take, if these are one, two or four; and the weights' way to each tile."""
         tiles = -(-pixels // (2 * half))
         full, last = -(-half // rows), -(-(pixels - 2 * half * (tiles - 1)) // (2 * rows))
-        shares = (tiles - 1) * full + last, -(-tiles // 2) * full, -(-tiles * splits // 4) * full
+        shares = (tiles - 1) * full + last, -(-tiles // 2) * full, -(-tiles // 4) * full
         return sum(shares) + 2 * tiles
 
-    return 2 * min([most, *range(most - most % rows, 0, -rows)], key=time), splits
+    return 2 * min([most, *range(most - most % rows, 0, -rows)], key=time)
 
 
 def channel_blocks(p: Problem, *, by_weights: bool = True, even: bool = False) -> list[tuple[int, int]]:

@@ -46,7 +46,7 @@ from ..registry import Kernel, Refusal
 from ..separable_problem import SeparableProblem
 from .dcn import lower_dcn
 from .dcn_grad import lower_dcn_grad
-from .deform import FAR_TILE, channel_blocks, lower_deform
+from .deform import PAIRS_TILE, channel_blocks, lower_deform
 from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
 from .dense import dense_flops, lower_dense
@@ -73,7 +73,7 @@ FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
 # Seven products in place of eight: steps that a tile takes to begin and to end, what tiles of half the width lose, and
 # how fast the quarters of samples are summed.
-SEVEN_STEPS = 4.0
+SEVEN_STEPS = 3.0
 HALF_TILE = 0.1
 QUARTER_BYTES = 50e9
 L2_BYTES = 1 << 20
@@ -310,9 +310,9 @@ def cost_seven(problem: Problem) -> float:
     added = pixels * problem.in_channels * problem.taps * size / QUARTER_BYTES
     weights = problem.in_channels // problem.groups * problem.taps * problem.out_channels * size
     if not problem.prepared:
-        added += 4 * weights / PACK_BYTES
+        added += 2 * weights / PACK_BYTES
     if weights > L2_BYTES:
-        again = -(-pixels // FAR_TILE) * 3 / 4 * weights
+        again = -(-pixels // PAIRS_TILE) * 3 / 4 * weights
         added += again / (FAR_BYTES if 2 * weights > CACHE else WEIGHT_BYTES)
     return cost_deform(problem) - saved + added
 
