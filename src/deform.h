@@ -254,6 +254,17 @@ INLINE int64_t FN(outputs_of)(const deform_words *a, int64_t o)
     return left < a->w_width ? left : a->w_width;
 }
 
+/* A part of what is multiplied next comes to L2 while a tile is multiplied. The processor fetches long panels in time by
+ * itself; of narrow vectors they are short: with AVX2, 512 channels took 1.2 times as long without. */
+INLINE void FN(prefetch_panel)(const deform_words *a, const real *next, int64_t elements, int64_t begin, int64_t end, int64_t parts)
+{
+    int64_t line = CACHE_LINE / (int64_t)sizeof(real), lines = elements / line;
+    if (VEC_BYTES == 64 || a->w_blocks * a->w_block < BEYOND_CACHE / 4)
+        return;
+    for (int64_t l = lines * begin / parts; l < lines * end / parts; l++)
+        __builtin_prefetch(next + l * line, 0, 2);
+}
+
 /* Multiply the samples of some taps into the sums of some blocks of output channels. `following` is the next block of input
  * channels, or the same one again. */
 static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const block_words *block, const block_words *following,
@@ -284,12 +295,16 @@ static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const 
         }
         for (int64_t k = 0; k < columns; k += a->k_block) {
             int64_t count = columns - k < a->k_block ? columns - k : a->k_block;
+            const real *after = k + count < columns ? w + (k + count) * a->w_width : w + a->w_block;
             for (int64_t p = 0; p < pixels; p += LANE_ROWS) {
                 int64_t rows = pixels - p < LANE_ROWS ? pixels - p : LANE_ROWS, part = k / a->k_block * pixels + p;
                 const real *pixel[LANE_ROWS];
                 for (int64_t r = 0; r < rows; r++)
                     pixel[r] = s.columns + (p + r) * row + k;
-                FN(prefetch_rows)(next, a->w_row, next_rows * part / parts, next_rows * (part + rows) / parts, next_columns);
+                if (a->panel)
+                    FN(prefetch_rows)(next, a->w_row, next_rows * part / parts, next_rows * (part + rows) / parts, next_columns);
+                else
+                    FN(prefetch_panel)(a, after, count * a->w_width, p, p + rows, pixels);
                 FN(tiles)[rows][nv](count, pixel, ones, w + k * a->w_width, steps, s.sums + (o * a->tile + p) * a->w_width,
                                     a->w_width, add || k > 0);
             }
@@ -347,8 +362,12 @@ static void FN(deform_multiply_pairs)(const deform_words *a, FN(deform_work) s, 
         for (int i = 0; i < 7; i++)
             for (int64_t part = 0; part < parts; part++) {
                 int64_t k = depth * part / parts, count = depth * (part + 1) / parts - k;
+                const real *after = part + 1 < parts ? products[i].right + (k + count) * a->w_width
+                                    : i < 6          ? products[i + 1].right
+                                                     : b11 + a->w_block;
                 for (int64_t p = 0; p < half; p += LANE_ROWS) {
                     int64_t rows = half - p < LANE_ROWS ? half - p : LANE_ROWS;
+                    FN(prefetch_panel)(a, after, count * a->w_width, p, p + rows, half);
                     const real *pixel[LANE_ROWS];
                     for (int64_t r = 0; r < rows; r++)
                         pixel[r] = products[i].left + (p + r) * products[i].left_row + k;

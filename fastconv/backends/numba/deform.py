@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 from ...lowering.deform import MOST_LEFT
 from .deform_few import few_finish, few_multiply, few_scratch, few_turn
-from .dense import prefetch_rows
+from .dense import BEYOND_CACHE, prefetch_rows
 from .epilogue import leave_lanes
 from .moves import clear, load_some, store_some
 from .pack import pack_block
@@ -21,6 +21,7 @@ from .simd import (
     WORD,
     Pointer,
     address,
+    bytes_each,
     emit_at,
     emit_fma,
     emit_get,
@@ -35,6 +36,7 @@ from .simd import (
     lanes,
     ll_vector,
     load,
+    prefetch,
     reals,
     records,
     select,
@@ -69,6 +71,7 @@ Work = namedtuple("Work", "base grid weight mask turned sums panel mixed product
 # Pixels of each half of a tile whose samples are in L1 together.
 PAIRED_PIXELS = 8
 PRODUCTS = 7
+FOLLOWED = PRODUCTS + 1  # and what is multiplied first of the next block
 CACHE_LINE = 64
 
 
@@ -244,6 +247,19 @@ def deform_sample(a, work, x, channels, tap, taps, begin, end, row):
 
 
 @helper
+def prefetch_panel(a, following, elements, begin, end, parts):
+    """A part of what is multiplied next comes to L2 while a tile is multiplied.
+
+    The processor fetches long panels in time by itself; of narrow vectors they are short.
+    """
+    if lanes(a) * bytes_each(a) < CACHE_LINE and a.w_blocks * a.w_block >= BEYOND_CACHE // 4:
+        line = CACHE_LINE // bytes_each(a)
+        lines = elements // line
+        for at in range(lines * begin // parts, lines * end // parts):
+            prefetch(following + at * line)
+
+
+@helper
 def deform_multiply(a, tiles, work, block, following, tap, taps, pixels, row, begin, end, add):
     """Multiply the samples of some taps into the sums of some blocks of output channels.
 
@@ -281,8 +297,12 @@ def deform_multiply(a, tiles, work, block, following, tap, taps, pixels, row, be
                 rows, part = min(pixels - p, lane_rows(a)), k // a.k_block * pixels + p
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
-                start, stop = next_rows * part // parts, next_rows * (part + rows) // parts
-                prefetch_rows(upcoming, a.w_row, start, stop, next_columns)
+                if a.panel:
+                    start, stop = next_rows * part // parts, next_rows * (part + rows) // parts
+                    prefetch_rows(upcoming, a.w_row, start, stop, next_columns)
+                else:
+                    after = w + ((k + count) * a.w_width if k + count < columns else a.w_block)
+                    prefetch_panel(a, after, count * a.w_width, p, p + rows, pixels)
                 c, w_k = work.sums + (o * a.tile + p) * a.w_width, w + k * a.w_width
                 tile(tiles, rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
 
@@ -314,7 +334,7 @@ def deform_multiply_pairs(a, tiles, work, block, tap, taps, pixels, row, begin, 
         stack_integers(MAX_TILE_ROWS),
     )
     left, left_row, right, sums = (
-        stack_integers(PRODUCTS), stack_integers(PRODUCTS), stack_integers(PRODUCTS), stack_integers(PRODUCTS)
+        stack_integers(PRODUCTS), stack_integers(PRODUCTS), stack_integers(FOLLOWED), stack_integers(PRODUCTS)
     )  # fmt: skip
     half, depth, pairs = (pixels + 1) // 2, taps * block.channels // 2, a.w_blocks // 2
     size, parts, mixed = depth * a.w_width, (depth + a.k_block - 1) // a.k_block, work.mixed
@@ -338,7 +358,7 @@ def deform_multiply_pairs(a, tiles, work, block, tap, taps, pixels, row, begin, 
             address(b11 + (pairs * a.w_block + size)),
         )
         right[3], right[4], right[5] = address(t + 3 * size), address(t), address(t + size)
-        right[6] = address(t + 2 * size)
+        right[6], right[7] = address(t + 2 * size), address(b11 + a.w_block)
         upper, other = work.sums + o * a.tile * a.w_width, work.products + o * area
         lower = upper + half * a.w_width
         sums[0], sums[1], sums[2], sums[3] = (
@@ -358,6 +378,8 @@ def deform_multiply_pairs(a, tiles, work, block, tap, taps, pixels, row, begin, 
                     for r in range(rows):
                         pixel[r] = address(reals(a, left[i]) + ((p + r) * left_row[i] + k))
                     b, c = reals(a, right[i]) + k * a.w_width, reals(a, sums[i]) + p * a.w_width
+                    after = b + count * a.w_width if part + 1 < parts else reals(a, right[i + 1])
+                    prefetch_panel(a, after, count * a.w_width, p, p + rows, half)
                     tile(
                         tiles,
                         rows,
