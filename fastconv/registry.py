@@ -45,6 +45,7 @@ class Refusal:
     NOT_DEPTHWISE = "there is more than one input channel per group"
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
     FEW_CHANNELS = "the channels fill no vector"
+    ODD_CHANNELS = "an odd number of input channels has no halves"
     STRIDED = "the stride is not 1"
     NOT_ZEROS = "the padding is not zeros"
     FEW_TAPS = "a row of the kernel has few taps"

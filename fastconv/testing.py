@@ -54,6 +54,8 @@ CHANNELS = (
     (1, 1, 1), (5, 5, 5), (3, 5, 1), (17, 35, 1), (6, 4, 2), (4, 12, 4), (40, 70, 1), (35, 35, 35), (12, 36, 4),
     (16, 24, 1), (1, 7, 1), (5, 1, 1), (150, 9, 1), (34, 38, 2), (9, 6, 3), (60, 20, 20), (18, 36, 18),
 )  # fmt: skip
+# Those whose product has quarters, for deformable convolutions on each seventh turn.
+QUARTERED, QUARTERED_TURN = ((20, 64, 1), (36, 96, 3), (72, 160, 1)), 7
 # (input channels, channels between, output channels) of separable ones.
 SEPARABLE_CHANNELS = (
     (1, 1, 5), (16, 16, 24), (5, 5, 3), (35, 35, 17), (6, 18, 40), (150, 150, 9), (40, 40, 70), (3, 3, 35),
@@ -375,7 +377,10 @@ def _case(
     kernels: tuple[int, ...] = (),
 ) -> Case:
     # The choices that select a kernel take turns; everything else is drawn.
-    channels = c, o, g = channels or CHANNELS[index % len(CHANNELS)]
+    channels = channels or CHANNELS[index % len(CHANNELS)]
+    if variant == "deform_conv" and index % QUARTERED_TURN == QUARTERED_TURN - 1:
+        channels = QUARTERED[index // QUARTERED_TURN % len(QUARTERED)]
+    c, o, g = channels
     layout = ("NCHW", "NHWC")[(index // 2) % 2]
     longest = longest or (LONGEST[ndim] if max(channels) < 100 else 7)
     kernels = kernels or ((1, 2, 3, 4, 5, 7) if ndim < 3 else (1, 2, 3, 4))

@@ -20,6 +20,8 @@ typedef struct {
     real *mask;     /* [taps][tile] */
     real *turned, *sums;
     real *panel;    /* weights of a block of input and one of output channels, where they are packed as they are used */
+    real *mixed;    /* [pairs of pixels][4][half of the columns] s1 ... s4 of strassen.h */
+    real *products; /* [3][pairs of blocks of output channels][pairs of pixels][w_width] p2, p5, p6 */
     real *columns;
 } FN(deform_work);
 
@@ -37,8 +39,12 @@ INLINE FN(deform_work) FN(deform_scratch)(const deform_words *a, int64_t thread)
     /* A vector across two cache lines is two: samples took half as long again. */
     at = (real *)(((intptr_t)at + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
     s.turned = at, at += a->w_width * (a->tile + LANES);
-    s.sums = at, at += a->w_blocks * a->tile * a->w_width;
+    s.sums = at, at += a->w_blocks * a->w_width * (a->vectors ? (a->vectors + 1) * LANES : a->tile);
     s.panel = at, at += a->panel;
+    if (a->vectors)
+        at += MOST_PIXELS_LEFT * (a->panel / (a->vectors * LANES) + LANES + a->w_blocks * a->w_width * LANES);
+    s.mixed = at, at += a->seven ? a->tile * a->seven_row * 2 : 0;
+    s.products = at, at += a->seven ? 3 * (a->w_blocks / 2) * (a->tile / 2) * a->w_width : 0;
     s.columns = at;
     return s;
 }
@@ -152,14 +158,14 @@ static void FN(deform_points)(const deform_words *a, FN(deform_work) s, const re
 
 /* columns[pixel][tap][channel] for one block of channels and some taps. Whole vectors are written from left to
  * right, each over what the one before wrote too much. */
-INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_work) s, const real *x, int64_t channels,
-                              int64_t tap, int64_t taps, int64_t pixels, int64_t row)
+INLINE void FN(deform_sample_rank)(const deform_words *a, const int ndim, FN(deform_work) s, const real *x, int64_t channels,
+                                   int64_t tap, int64_t taps, int64_t begin, int64_t end, int64_t row)
 {
     const int corners = 1 << ndim;
     int64_t tile = a->tile, delta[8];
     for (int corner = 0; corner < corners; corner++)
         delta[corner] = ((corner >> 2 & 1) * a->line_d + (corner >> 1 & 1) * a->line_h + (corner & 1)) * a->width;
-    for (int64_t p = 0; p < pixels; p++)
+    for (int64_t p = begin; p < end; p++)
         for (int64_t t = 0; t < taps; t++) {
             const real *from = x + s.base[(tap + t) * tile + p] * a->width;
             const real *weight = s.weight + (tap + t) * corners * tile + p;
@@ -178,11 +184,85 @@ INLINE void FN(deform_sample)(const deform_words *a, const int ndim, FN(deform_w
         }
 }
 
+/* The second `width` lanes where the first were. */
+INLINE vec FN(next_pixel)(vec v, const int width)
+{
+#if VEC_BYTES == 64 && IS_FLOAT
+    return width == 8 ? SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15)
+                      : SHUFFLE(v, v, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+#elif VEC_BYTES == 64 || (VEC_BYTES == 32 && IS_FLOAT)
+    (void)width;
+    return SHUFFLE(v, v, 4, 5, 6, 7, 4, 5, 6, 7);
+#else
+    (void)width;
+    return v; /* no pixel fills half of a vector */
+#endif
+}
+
+/* The same where a pixel fills half of a vector, or a quarter: two neighbours along W come in one, and are added in the
+ * end. Corner by corner, twice as many vectors are loaded, more of them across two cache lines. */
+INLINE void FN(deform_sample_narrow)(const deform_words *a, const int ndim, const int width, FN(deform_work) s, const real *x,
+                                     int64_t channels, int64_t tap, int64_t taps, int64_t begin, int64_t end, int64_t row)
+{
+    typedef real half __attribute__((vector_size(VEC_BYTES / 2), aligned(sizeof(real)), may_alias));
+    const int corners = 1 << ndim;
+    int64_t tile = a->tile, delta[4];
+    ivec right;
+    for (int i = 0; i < (int)LANES; i++)
+        right[i] = i < width ? 0 : -1;
+    for (int i = 0; i < corners / 2; i++)
+        delta[i] = ((i >> 1 & 1) * a->line_d + (i & 1) * a->line_h) * width;
+    for (int64_t p = begin; p < end; p++)
+        for (int64_t t = 0; t < taps; t++) {
+            int64_t at = (tap + t) * tile + p;
+            const real *from = x + s.base[at] * width, *weight = s.weight + (tap + t) * corners * tile + p;
+            real *to = s.columns + p * row + t * channels;
+            vec sum = {0};
+            UNROLL(4)
+            for (int i = 0; i < corners / 2; i++) {
+                vec share = FN(select)(right, FN(splat)(weight[(2 * i + 1) * tile]), FN(splat)(weight[2 * i * tile]));
+                vec pixels = FN(load)(from + delta[i]);
+                sum = i ? FN(fma)(share, pixels, sum) : share * pixels;
+            }
+            sum = (sum + FN(next_pixel)(sum, width)) * s.mask[at];
+            if (width == 4)
+                *(FN(quad) *)to = *(FN(quad) *)&sum;
+            else
+                *(half *)to = *(half *)&sum;
+        }
+}
+
+static void FN(deform_sample)(const deform_words *a, FN(deform_work) s, const real *x, int64_t channels, int64_t tap, int64_t taps,
+                              int64_t begin, int64_t end, int64_t row)
+{
+    if (a->ndim == 2 && a->width == 8 && LANES == 16)
+        FN(deform_sample_narrow)(a, 2, 8, s, x, channels, tap, taps, begin, end, row);
+    else if (a->ndim == 2 && a->width == 4 && LANES >= 8)
+        FN(deform_sample_narrow)(a, 2, 4, s, x, channels, tap, taps, begin, end, row);
+    else if (a->ndim == 2)
+        FN(deform_sample_rank)(a, 2, s, x, channels, tap, taps, begin, end, row);
+    else if (a->ndim == 1)
+        FN(deform_sample_rank)(a, 1, s, x, channels, tap, taps, begin, end, row);
+    else
+        FN(deform_sample_rank)(a, 3, s, x, channels, tap, taps, begin, end, row);
+}
+
 /* Output channels of block o. */
 INLINE int64_t FN(outputs_of)(const deform_words *a, int64_t o)
 {
     int64_t left = a->channels - o * a->w_width;
     return left < a->w_width ? left : a->w_width;
+}
+
+/* A part of what is multiplied next comes to L2 while a tile is multiplied. The processor fetches long panels in time by
+ * itself; of narrow vectors they are short: with AVX2, 512 channels took 1.2 times as long without. */
+INLINE void FN(prefetch_panel)(const deform_words *a, const real *next, int64_t elements, int64_t begin, int64_t end, int64_t parts)
+{
+    int64_t line = CACHE_LINE / (int64_t)sizeof(real), lines = elements / line;
+    if (VEC_BYTES == 64 || a->w_blocks * a->w_block < BEYOND_CACHE / 4)
+        return;
+    for (int64_t l = lines * begin / parts; l < lines * end / parts; l++)
+        __builtin_prefetch(next + l * line, 0, 2);
 }
 
 /* Multiply the samples of some taps into the sums of some blocks of output channels. `following` is the next block of input
@@ -215,12 +295,16 @@ static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const 
         }
         for (int64_t k = 0; k < columns; k += a->k_block) {
             int64_t count = columns - k < a->k_block ? columns - k : a->k_block;
+            const real *after = k + count < columns ? w + (k + count) * a->w_width : w + a->w_block;
             for (int64_t p = 0; p < pixels; p += LANE_ROWS) {
                 int64_t rows = pixels - p < LANE_ROWS ? pixels - p : LANE_ROWS, part = k / a->k_block * pixels + p;
                 const real *pixel[LANE_ROWS];
                 for (int64_t r = 0; r < rows; r++)
                     pixel[r] = s.columns + (p + r) * row + k;
-                FN(prefetch_rows)(next, a->w_row, next_rows * part / parts, next_rows * (part + rows) / parts, next_columns);
+                if (a->panel)
+                    FN(prefetch_rows)(next, a->w_row, next_rows * part / parts, next_rows * (part + rows) / parts, next_columns);
+                else
+                    FN(prefetch_panel)(a, after, count * a->w_width, p, p + rows, pixels);
                 FN(tiles)[rows][nv](count, pixel, ones, w + k * a->w_width, steps, s.sums + (o * a->tile + p) * a->w_width,
                                     a->w_width, add || k > 0);
             }
@@ -228,22 +312,138 @@ static void FN(deform_multiply)(const deform_words *a, FN(deform_work) s, const 
     }
 }
 
+/* Samples as above, and the sums of their quarters: pixels of the first half and of the second, while they are in L1. */
+static void FN(deform_sample_pairs)(const deform_words *a, FN(deform_work) s, const real *x, int64_t channels, int64_t tap, int64_t taps,
+                                    int64_t pixels, int64_t row)
+{
+    int64_t half = (pixels + 1) / 2, depth = taps * channels / 2;
+    if (pixels < 2 * half)
+        FN(clear)(s.columns + pixels * row, 2 * depth);
+    for (int64_t p = 0; p < half; p += PAIRED_PIXELS) {
+        int64_t end = p + PAIRED_PIXELS < half ? p + PAIRED_PIXELS : half;
+        FN(deform_sample)(a, s, x, channels, tap, taps, p, end, row);
+        FN(deform_sample)(a, s, x, channels, tap, taps, half + p, half + end < pixels ? half + end : pixels, row);
+        for (int64_t i = p; i < end; i++)
+            FN(strassen_rows)(s.columns + i * row, s.columns + (half + i) * row, depth, s.mixed + i * 4 * a->seven_row, a->seven_row);
+    }
+}
+
+/* The seven products of the samples of some taps, summed over blocks of input channels: p1, p3, p4 and p7 in the quarters of
+ * the sums that they become part of. */
+static void FN(deform_multiply_pairs)(const deform_words *a, FN(deform_work) s, const block_words *block, int64_t tap, int64_t taps,
+                                      int64_t pixels, int64_t row, int64_t begin, int64_t end, int64_t add)
+{
+    int64_t ones[MAX_K_BLOCK], steps[MAX_K_BLOCK];
+    int64_t half = (pixels + 1) / 2, depth = taps * block->channels / 2, pairs = a->w_blocks / 2, size = depth * a->w_width;
+    int64_t parts = (depth + a->k_block - 1) / a->k_block, mixed = 4 * a->seven_row, area = a->tile / 2 * a->w_width;
+    for (int64_t k = 0; k < a->k_block; k++) {
+        ones[k] = k;
+        steps[k] = k * a->w_width;
+    }
+    for (int64_t o = begin; o < end; o++) {
+        int64_t at = o * a->w_block + block->w + tap * block->channels * a->w_width;
+        const real *b11 = (const real *)a->w + at, *b22 = b11 + pairs * a->w_block + size, *t = (const real *)a->seven + 2 * at;
+        real *upper = s.sums + o * a->tile * a->w_width, *lower = upper + half * a->w_width, *other = s.products + o * area;
+        int64_t across = pairs * a->tile * a->w_width;
+        const struct {
+            const real *left;
+            int64_t left_row;
+            const real *right;
+            real *sums;
+        } products[7] = {
+            {s.columns, row, b11, upper},
+            {s.columns + depth, row, b11 + size, other},
+            {s.mixed + 3 * a->seven_row, mixed, b22, upper + across},
+            {s.columns + half * row + depth, row, t + 3 * size, lower},
+            {s.mixed, mixed, t, other + pairs * area},
+            {s.mixed + a->seven_row, mixed, t + size, other + 2 * pairs * area},
+            {s.mixed + 2 * a->seven_row, mixed, t + 2 * size, lower + across},
+        };
+        for (int i = 0; i < 7; i++)
+            for (int64_t part = 0; part < parts; part++) {
+                int64_t k = depth * part / parts, count = depth * (part + 1) / parts - k;
+                const real *after = part + 1 < parts ? products[i].right + (k + count) * a->w_width
+                                    : i < 6          ? products[i + 1].right
+                                                     : b11 + a->w_block;
+                for (int64_t p = 0; p < half; p += LANE_ROWS) {
+                    int64_t rows = half - p < LANE_ROWS ? half - p : LANE_ROWS;
+                    FN(prefetch_panel)(a, after, count * a->w_width, p, p + rows, half);
+                    const real *pixel[LANE_ROWS];
+                    for (int64_t r = 0; r < rows; r++)
+                        pixel[r] = products[i].left + (p + r) * products[i].left_row + k;
+                    FN(tiles)[rows][a->w_width / LANES](count, pixel, ones, products[i].right + k * a->w_width, steps,
+                                                       products[i].sums + p * a->w_width, a->w_width, add || k > 0);
+                }
+            }
+    }
+}
+
+/* Put the products together. Returns whether all sums are finite. */
+static int FN(deform_join_pairs)(const deform_words *a, FN(deform_work) s, int64_t pixels, int64_t begin, int64_t end)
+{
+    int64_t half = (pixels + 1) / 2 * a->w_width, pairs = a->w_blocks / 2, across = pairs * a->tile * a->w_width;
+    int64_t area = a->tile / 2 * a->w_width, finite = 1;
+    for (int64_t o = begin; o < end; o++) {
+        real *upper = s.sums + o * a->tile * a->w_width, *other = s.products + o * area;
+        finite &= FN(strassen_join)(upper, other, upper + across, upper + half, other + pairs * area, other + 2 * pairs * area,
+                                    upper + half + across, half);
+    }
+    return (int)finite;
+}
+
 static void FN(deform_finish)(const deform_words *a, FN(deform_work) s, int64_t group, int64_t pixels, int64_t begin, int64_t end, real *y)
 {
-    const real *bias = a->b ? (const real *)a->b + group * a->channels : 0;
     FN(run) run = {.x = 0, .at = 0, .count = pixels, .y = 0};
     for (int64_t block = begin; block < end; block++) {
-        int64_t first = block * a->w_width, channels = a->channels - first < a->w_width ? a->channels - first : a->w_width;
-        real *c = s.sums + block * a->tile * a->w_width, *to = y + (group * a->channels + first) * a->y_channel;
-        if (bias || a->activation)
-            for (int64_t p = 0; p < pixels; p++)
-                FN(finish_lanes)(c + p * a->w_width, channels, bias ? bias + first : 0, a->activation);
-        if (a->y_channel == 1) {
-            for (int64_t p = 0; p < pixels; p++)
-                FN(copy)(to + p * a->y_w, c + p * a->w_width, channels);
-        } else {
-            FN(transpose)(s.turned, a->tile + LANES, c, a->w_width, pixels, channels);
-            FN(store_rows)(s.turned, a->tile + LANES, channels, &run, 1, to, a->y_channel, a->y_w);
+        int64_t first = group * a->channels + block * a->w_width;
+        FN(leave_lanes)(s.sums + block * a->tile * a->w_width, a->w_width, pixels, FN(outputs_of)(a, block), &run, 1,
+                        a->b ? (const real *)a->b + first : 0, a->activation, s.turned, a->tile + LANES, y + first * a->y_channel,
+                        a->y_channel, a->y_w);
+    }
+}
+
+#include "deform_few.h"
+
+/* Where a task is: a tile of output pixels, and some blocks of output channels, or pairs of them. */
+typedef struct {
+    int64_t image, first, pixels, begin, end;
+} FN(deform_task);
+
+/* Sums over some blocks of input channels, by seven products or one. `offset_group` is the one whose points are there. */
+static void FN(deform_sums)(const deform_words *a, FN(deform_work) s, const FN(deform_task) *task, int64_t from, int64_t to, int64_t seven,
+                            int64_t *offset_group)
+{
+    const block_words *blocks = (const block_words *)a->blocks;
+    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w, pixels = task->pixels, add = 0;
+    for (int64_t b = from; b < to; b++) {
+        const block_words *block = blocks + b;
+        if (block->offset_group != *offset_group) {
+            *offset_group = block->offset_group;
+            const real *mask = (const real *)a->mask, *offset = (const real *)a->offset + task->image * a->offset_image +
+                                                                *offset_group * taps * a->ndim * plane + task->first;
+            if (mask)
+                mask += task->image * a->mask_image + *offset_group * taps * plane + task->first;
+            for (int64_t t = 0; t < taps; t++)
+                FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels, 0);
+        }
+        const real *x = (const real *)a->x + task->image * a->x_image + block->x;
+        for (int64_t t = 0; t < taps; t += a->tap_block, add = 1) {
+            int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block, row = a->tap_block * block->channels;
+            if (seven) {
+                FN(deform_sample_pairs)(a, s, x, block->channels, t, some, pixels, 2 * a->seven_row);
+                FN(deform_multiply_pairs)(a, s, block, t, some, pixels, 2 * a->seven_row, task->begin, task->end, add);
+                continue;
+            }
+            FN(deform_sample)(a, s, x, block->channels, t, some, 0, pixels, row);
+            if (a->vectors) {
+                FN(few_turn)(FN(few_scratch)(a, s, pixels), s, block->channels, taps);
+                FN(few_multiply)(a, FN(few_scratch)(a, s, pixels), s, block, taps, task->begin, task->end, add);
+                continue;
+            }
+            const block_words *following = block + (b + 1 < a->block_count);
+            FN(deform_multiply)(a, s, block, following, t, some, pixels, row, task->begin, task->end, add);
+            if (a->seven) /* the other blocks of the pairs */
+                FN(deform_multiply)(a, s, block, following, t, some, pixels, row, a->w_blocks / 2 + task->begin, a->w_blocks / 2 + task->end, add);
         }
     }
 }
@@ -253,39 +453,29 @@ static void FN(deform)(const int64_t *words, int64_t begin, int64_t end, int64_t
     const deform_words *a = (const deform_words *)words;
     const block_words *blocks = (const block_words *)a->blocks;
     FN(deform_work) s = FN(deform_scratch)(a, thread);
-    int64_t taps = a->kernel_d * a->kernel_h * a->kernel_w, plane = a->out_d * a->out_h * a->out_w;
-    for (int64_t task = begin; task < end; task++) {
-        int64_t rest = task / a->splits, image = rest / a->tiles, first = rest % a->tiles * a->tile;
-        int64_t o_begin = task % a->splits * a->w_blocks / a->splits, o_end = (task % a->splits + 1) * a->w_blocks / a->splits;
-        int64_t pixels = plane - first < a->tile ? plane - first : a->tile, add = 0, offset_group = -1;
-        FN(deform_grid)(a, first, pixels, s.grid);
-        for (int64_t b = 0; b < a->block_count; b++) {
-            const block_words *block = blocks + b;
-            if (block->offset_group != offset_group) {
-                offset_group = block->offset_group;
-                const real *offset = (const real *)a->offset + image * a->offset_image + offset_group * taps * a->ndim * plane + first;
-                const real *mask = (const real *)a->mask;
-                if (mask)
-                    mask += image * a->mask_image + offset_group * taps * plane + first;
-                for (int64_t t = 0; t < taps; t++)
-                    FN(deform_points)(a, s, offset + t * a->ndim * plane, plane, mask ? mask + t * plane : 0, t, pixels, 0);
+    int64_t plane = a->out_d * a->out_h * a->out_w, shared = a->seven ? a->w_blocks / 2 : a->w_blocks;
+    for (int64_t number = begin; number < end; number++) {
+        int64_t rest = number / a->splits, split = number % a->splits, offset_group = -1;
+        FN(deform_task) task = {.image = rest / a->tiles, .first = rest % a->tiles * a->tile,
+                                .begin = split * shared / a->splits, .end = (split + 1) * shared / a->splits};
+        task.pixels = plane - task.first < a->tile ? plane - task.first : a->tile;
+        real *y = (real *)a->y + task.image * a->y_image + task.first * a->y_w;
+        FN(deform_grid)(a, task.first, task.pixels, s.grid);
+        if (a->vectors) /* lanes of no pixel would be multiplied as they are found, at worst slowly */
+            FN(clear)(s.panel, a->panel);
+        for (int64_t from = 0, to = 0; to < a->block_count; from = to) {
+            while (!blocks[to++].last)
+                ;
+            FN(deform_sums)(a, s, &task, from, to, a->seven, &offset_group);
+            if (a->seven && !FN(deform_join_pairs)(a, s, task.pixels, task.begin, task.end))
+                FN(deform_sums)(a, s, &task, from, to, 0, &offset_group);
+            if (a->vectors) {
+                FN(few_finish)(a, FN(few_scratch)(a, s, task.pixels), s, blocks[from].group, task.begin, task.end, y);
+                continue;
             }
-            const real *x = (const real *)a->x + image * a->x_image + block->x;
-            for (int64_t t = 0; t < taps; t += a->tap_block) {
-                int64_t some = taps - t < a->tap_block ? taps - t : a->tap_block, row = a->tap_block * block->channels;
-                if (a->ndim == 2)
-                    FN(deform_sample)(a, 2, s, x, block->channels, t, some, pixels, row);
-                else if (a->ndim == 1)
-                    FN(deform_sample)(a, 1, s, x, block->channels, t, some, pixels, row);
-                else
-                    FN(deform_sample)(a, 3, s, x, block->channels, t, some, pixels, row);
-                FN(deform_multiply)(a, s, block, block + (b + 1 < a->block_count), t, some, pixels, row, o_begin, o_end, add);
-                add = 1;
-            }
-            if (block->last) {
-                FN(deform_finish)(a, s, block->group, pixels, o_begin, o_end, (real *)a->y + image * a->y_image + first * a->y_w);
-                add = 0;
-            }
+            FN(deform_finish)(a, s, blocks[from].group, task.pixels, task.begin, task.end, y);
+            if (a->seven)
+                FN(deform_finish)(a, s, blocks[from].group, task.pixels, shared + task.begin, shared + task.end, y);
         }
     }
 }

@@ -43,7 +43,7 @@ INLINE FN(deform_grad_work) FN(deform_grad_scratch)(const deform_grad_words *a, 
     s.turned = at, at += a->turned;
     s.pulls = at, at += tile * a->row + LANES;
     s.at.columns = at, at += tile * a->row + LANES;
-    s.at.sums = s.at.turned = 0;
+    s.at.sums = s.at.turned = s.at.panel = s.at.mixed = s.at.products = 0;
     s.weights = at, at += a->channels * a->row + LANES;
     s.sums = at, at += a->channels * a->row + LANES;
     s.image = at;
@@ -323,12 +323,8 @@ static void FN(deform_grad)(const int64_t *words, int64_t begin, int64_t end, in
                     if (a->gx && band > 0)
                         FN(clear_touched)(f, s, t, some, pixels, &low, &high);
                     FN(deform_pull)(a, f, s, x, channels, s.pulls, a->row, channels, t, some, pixels);
-                } else if (f->ndim == 2) {
-                    FN(deform_sample)(f, 2, s.at, x, channels, t, some, pixels, a->row);
-                } else if (f->ndim == 1) {
-                    FN(deform_sample)(f, 1, s.at, x, channels, t, some, pixels, a->row);
                 } else {
-                    FN(deform_sample)(f, 3, s.at, x, channels, t, some, pixels, a->row);
+                    FN(deform_sample)(f, s.at, x, channels, t, some, 0, pixels, a->row);
                 }
                 step = t / a->tap_block * band_steps + (at - band_begin) / tile + 1;
                 if (goffset || gmask) {

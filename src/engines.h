@@ -8,6 +8,7 @@
 #include "winograd.h"
 #include "columns.h"
 #include "depthwise.h"
+#include "strassen.h"
 #include "deform.h"
 #include "dcn.h"
 #include "deform_grad.h"
@@ -19,7 +20,7 @@
 
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
                                         FN(winograd_weights), FN(winograd_inputs), FN(winograd),
-                                        FN(depthwise_planes), FN(depthwise_pixels), FN(settle), FN(deform), FN(dcn),
+                                        FN(depthwise_planes), FN(depthwise_pixels), FN(settle), FN(strassen_weights), FN(deform), FN(dcn),
                                         FN(weight_grad), FN(plane_grad), FN(depthwise_plane_grad), FN(depthwise_pixel_grad),
                                         FN(deform_grad), FN(dcn_grad)};
 

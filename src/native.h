@@ -55,12 +55,16 @@
 #define MAX_WINOGRAD_TILES 192
 #define WINOGRAD_WIDTH 256
 
+/* Pixels of each half of a tile whose samples are in L1 together. */
+#define PAIRED_PIXELS 8
+#define MOST_PIXELS_LEFT 2 /* beyond whole vectors */
+
 /* Vectors of channels that DCN sums at once. */
 #define DCN_VECTORS 4
 
 #define ENGINE_NAMES                                                                                                   \
     "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
-    "depthwise_planes depthwise_pixels settle deform dcn weight_grad plane_grad depthwise_plane_grad "                 \
+    "depthwise_planes depthwise_pixels settle strassen_weights deform dcn weight_grad plane_grad depthwise_plane_grad "                 \
     "depthwise_pixel_grad deform_grad dcn_grad"
 
 /* Does something so many times; the result is there to be used. */

@@ -200,7 +200,16 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(given) W(w_row) W(panel) /* weights as they came, and room to pack some of them; 0: all are packed before */     \
     W(tile) W(tiles)           /* output pixels of a task, and in how many tiles an image has them */                  \
     W(splits)                  /* tasks that share the blocks of output channels of a tile */                          \
+    W(vectors)                 /* 0, or of pixels: weights are read where they are */                                  \
+    W(seven) W(seven_row)      /* 0, or where strassen.h's t1 ... t4 are, and elements of a row of s1 */               \
     W(tap_block) W(k_block) W(activation)
+
+/* strassen_weights: y[pair of blocks of O][piece of k][4] from packed weights x[block of O][k]. A block of the first half of O
+ * and one of the second are a pair. */
+#define STRASSEN_WORDS(W)                                                                                              \
+    W(x) W(y)                                                                                                          \
+    W(pairs) W(block)          /* elements from a block to the next */                                                 \
+    W(places) W(sizes) W(piece_count) /* of pieces, in elements of a block */
 
 /* dcn: as deform, for 2-D. Groups are those of offsets, each in a block of its own, and `channels` those of a group. */
 #define DCN_WORDS(W)                                                                                                   \
@@ -323,6 +332,7 @@ DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(settle_words, SETTLE_WORDS)
 DECLARE(join_words, JOIN_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
+DECLARE(strassen_words, STRASSEN_WORDS)
 DECLARE(dcn_words, DCN_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
@@ -358,6 +368,7 @@ static const word_layout word_layouts[] = {
     {"settle", SETTLE_WORDS(W_NAME)},
     {"join", JOIN_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
+    {"strassen", STRASSEN_WORDS(W_NAME)},
     {"dcn", DCN_WORDS(W_NAME)},
     {"block", BLOCK_WORDS(W_NAME)},
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},

@@ -264,3 +264,80 @@ class TestValidity:
 
     def test_no_points(self):
         assert deform.validity(np.zeros((0, 2, 3, 3)), (1, 1), (3, 3)).points == 0
+
+
+class TestSevenProducts:
+    """Seven products of quarters give what eight give, also where quarters are uneven or not finite."""
+
+    def run(self, backend, arrays, padding, groups=1, threads=1):
+        """Return what the kernel makes of (input, weight, offset, mask), if this backend has it."""
+        x, w, offset, mask = arrays
+        problem = fastconv.Problem.create(
+            "deform_conv2d", x.shape, w.shape, dtype=x.dtype, padding=padding,
+            offset_shape=offset.shape, mask_shape=mask.shape,
+        )  # fmt: skip
+        (kernel,) = [
+            k for k in fastconv.kernels("deform_conv2d", backend=backend) if "strassen" in k.name
+        ] or [None]
+        if kernel is None:
+            pytest.skip(f"{backend} multiplies quarters eight times")
+        assert kernel.refuse(problem) is None
+        y = np.empty(problem.output_shape, x.dtype)
+        kernel.build(problem)(y, x, w, None, offset, mask, threads)
+        return y
+
+    def arrays(self, c, o, size, kernel, groups=1, offset_groups=1, batch=1, dtype=np.float32):
+        rng, taps = np.random.default_rng(0), kernel**2 * offset_groups
+        return [
+            integers(rng, (batch, c, *size), dtype),
+            integers(rng, (o, c // groups, kernel, kernel), dtype),
+            (rng.integers(-12, 13, (batch, 2 * taps, *size)) / 4).astype(dtype),
+            integers(rng, (batch, taps, *size), dtype),
+        ]
+
+    def oracle(self, arrays, padding):
+        x, w, offset, mask = arrays
+        return fastconv.deform_conv2d(x, offset, w, padding=padding, mask=mask, backend="numpy")
+
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            dict(c=4, o=32, size=(1, 1), kernel=1),
+            dict(c=34, o=96, size=(3, 5), kernel=3),
+            dict(c=40, o=64, size=(17, 13), kernel=3, groups=2, offset_groups=4, batch=2),
+            dict(c=66, o=160, size=(9, 23), kernel=5, dtype=np.float64),
+        ],
+    )
+    def test_exact_on_quarters_of_pixels(self, shape, backend):
+        arrays, padding = self.arrays(**shape), shape["kernel"] // 2
+        expected = self.oracle(arrays, padding)
+        for threads in (1, 2, 3):
+            assert_exact(self.run(backend, arrays, padding, threads=threads), expected)
+
+    @pytest.mark.parametrize("spoiled", range(4))
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+    def test_what_is_not_finite_stays_where_it_belongs(self, spoiled, value, backend):
+        arrays = self.arrays(c=32, o=64, size=(12, 13), kernel=3)
+        arrays[spoiled].flat[arrays[spoiled].size // 3] = value
+        expected = self.oracle(arrays, 1)
+        if value != 1e30:
+            assert spoiled == 2 or 0 < np.isfinite(expected).mean() < 1
+        actual = self.run(backend, arrays, 1)
+        if value == 1e30 and spoiled != 2:  # it is the largest result that sums round against
+            assert_close(actual, expected, TOLERANCE)
+        else:
+            assert_exact(actual, expected)
+
+    def test_rounding(self, backend):
+        rng = np.random.default_rng(1)
+        arrays = self.arrays(c=128, o=128, size=(28, 28), kernel=3)
+        arrays[:2] = (normals(rng, array.shape, np.float32) for array in arrays[:2])
+        exact = self.oracle([array.astype(np.float64) for array in arrays], 1)
+        assert_close(self.run(backend, arrays, 1), exact, 1e-6)
+
+    def test_high_accuracy_goes_without(self):
+        told = fastconv.explain(
+            "deform_conv2d", (1, 128, 28, 28), (1, 18, 28, 28), (128, 128, 3, 3), padding=1, accuracy="high",
+            backend="cython",
+        )  # fmt: skip
+        assert told.kernel.endswith("deform_conv_tile")

@@ -156,11 +156,18 @@ def test_gradients_equal_those_of_torch(op):
 
 
 def test_deformable_gradients_equal_those_of_torchvision(backend):
-    equal_those_of_torch("deform_conv2d", backend)
+    compared = equal_those_of_torch("deform_conv2d", backend)
+    for option in ("stride", "dilation"):
+        assert any(set(case.options[option]) != {1} for case in compared)
+    for property in ("bias", "mask"):
+        assert {getattr(case, property) for case in compared} == {False, True}
+    assert {case.offset_groups > 1 for case in compared} == {False, True}
+    assert {case.problem().groups > 1 for case in compared} == {False, True}
 
 
 def equal_those_of_torch(op, backend):
-    torch = pytest.importorskip("torch")
+    """Compare all gradients in float64, and return the cases."""
+    torch, compared = pytest.importorskip("torch"), []
     for case in testing.cases(op, COUNT):
         arrays, options = linear_case(case)
         options.pop("padding_mode", None)  # it has no other than zeros here
@@ -168,12 +175,16 @@ def equal_those_of_torch(op, backend):
             continue
         rng = np.random.default_rng(case.seed)
         gy = normals(rng, arrays.pop("grad_output").shape)
+        if case.bias and op in DEFORM_CONV:
+            arrays["bias"] = case.arrays()["bias"].astype(np.float64)
         arrays = {name: array + rng.random(array.shape) for name, array in arrays.items()}
         given = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
         torch_output(torch, op, given, options).backward(torch.tensor(gy))
         grads = call(op, arrays | {"grad_output": gy}, options, backend=backend)._asdict()
         for name, tensor in given.items():
             assert testing.max_error(grads[name], tensor.grad.numpy()) <= 1e-12, f"{name} of {case}"
+        compared.append(case)
+    return compared
 
 
 @pytest.mark.parametrize("op", CONV + CONV_TRANSPOSE)

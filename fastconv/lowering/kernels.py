@@ -9,6 +9,7 @@ conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
+deform_conv_strassen       the same with seven products of quarters in place of eight
 deform_conv_transpose_tile the gradient of that in its input, without the others
 dcn_sum                    the same samples, summed over taps for each channel
 deform_conv_grad_tile      register tile, the samples' gradients, register tile
@@ -21,6 +22,7 @@ conv_weight_grad_depthwise_nhwc  the same with channels in the vectors
 =========================  ===========================================================================
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +46,7 @@ from ..registry import Kernel, Refusal
 from ..separable_problem import SeparableProblem
 from .dcn import lower_dcn
 from .dcn_grad import lower_dcn_grad
-from .deform import lower_deform
+from .deform import PAIRS_TILE, channel_blocks, lower_deform
 from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
 from .dense import dense_flops, lower_dense
@@ -69,6 +71,12 @@ MANY_TAPS_FLOPS = 90e9
 FOURIER_FLOPS = 70e9
 FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
+# Seven products in place of eight: steps that a tile takes to begin and to end, what tiles of half the width lose, and
+# how fast the quarters of samples are summed.
+SEVEN_STEPS = 3.0
+HALF_TILE = 0.1
+QUARTER_BYTES = 50e9
+L2_BYTES = 1 << 20
 MEMORY_BYTES = 10e9
 GATHERING = 2.0
 OVERHEAD = 2e-6
@@ -164,6 +172,8 @@ def program_kernels(
     name = "conv_depthwise_fourier"
     table.append(kernel(name, ("conv2d",), refuse_fourier, cost_fourier, lower_fourier, FOURIER_TOLERANCE))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
+    name, lower = "deform_conv_strassen", functools.partial(lower_deform, seven=True)
+    table.append(kernel(name, DEFORM_CONV, refuse_seven, cost_seven, lower))
     name, lower = "deform_conv_transpose_tile", lower_deform_transpose
     table.append(kernel(name, DEFORM_TRANSPOSE, lambda problem: None, cost_deform_grad, lower))
     table.append(kernel("dcn_sum", DCN, lambda problem: None, cost_dcn, lower_dcn, points_as_given=True))
@@ -284,6 +294,33 @@ def cost_deform(problem: Problem) -> float:
     pixels = problem.flops / 2 / (problem.out_channels * problem.in_channels / problem.groups)
     samples = pixels * problem.in_channels * 2**problem.ndim * problem.dtype.itemsize
     return cost_flops(problem) + samples / SAMPLE_BYTES
+
+
+def refuse_seven(problem: Problem) -> str | None:
+    """Quarters of the product have whole vectors of output channels, and the same depth."""
+    if problem.accuracy == "high":
+        return Refusal.HIGH_ACCURACY
+    if problem.out_channels // problem.groups % (2 * LANES):
+        return Refusal.FEW_CHANNELS
+    return Refusal.ODD_CHANNELS if any(count % 2 for _, count in channel_blocks(problem)) else None
+
+
+def cost_seven(problem: Problem) -> float:
+    """Of eight products one is saved; sums of quarters are made of samples and weights, and these read twice as far."""
+    size, product = problem.dtype.itemsize, problem.flops / FLOPS * problem.dtype.itemsize / 4
+    depth = max(count for _, count in channel_blocks(problem)) * problem.taps / 2
+    saved = product - 7 / 8 * product * (1 + SEVEN_STEPS / depth)
+    if problem.out_channels // problem.groups < 4 * LANES:
+        saved -= HALF_TILE * product
+    pixels = problem.batch * math.prod(problem.output_size)
+    added = pixels * problem.in_channels * problem.taps * size / QUARTER_BYTES
+    weights = problem.in_channels // problem.groups * problem.taps * problem.out_channels * size
+    if not problem.prepared:
+        added += 2 * weights / PACK_BYTES
+    if weights > L2_BYTES:
+        again = -(-pixels // PAIRS_TILE) * 3 / 4 * weights
+        added += again / (FAR_BYTES if 2 * weights > CACHE else WEIGHT_BYTES)
+    return cost_deform(problem) - saved + added
 
 
 def cost_dcn(problem: Problem) -> float:

@@ -74,9 +74,10 @@ _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
     "pad_d pad_h pad_w dil_d dil_h dil_w kernel_d kernel_h kernel_w blocks block_count groups channels "
-    "w_width w_blocks w_block given w_row panel tile tiles splits tap_block k_block activation"
+    "w_width w_blocks w_block given w_row panel tile tiles splits vectors seven seven_row tap_block k_block activation"
 )
 _DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale offset_pixel mask_pixel softmax"
+_STRASSEN = "x y pairs block places sizes piece_count"
 _BLOCK = "x channels group offset_group w last given offsets places"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
@@ -123,6 +124,7 @@ WORDS = {
     "settle": tuple(_SETTLE.split()),
     "join": tuple(_JOIN.split()),
     "deform": tuple(_DEFORM.split()),
+    "strassen": tuple(_STRASSEN.split()),
     "dcn": tuple(_DCN.split()),
     "block": tuple(_BLOCK.split()),
     "weight_grad": tuple(_WEIGHT_GRAD.split()),
@@ -148,6 +150,7 @@ ENGINES = {
     "depthwise_planes": "depthwise_planes",
     "depthwise_pixels": "depthwise_pixels",
     "settle": "settle",
+    "strassen_weights": "strassen",
     "deform": "deform",
     "dcn": "dcn",
     "weight_grad": "weight_grad",

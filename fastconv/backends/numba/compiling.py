@@ -25,6 +25,7 @@ from .halo import halo_pixels, halo_planes
 from .narrow_grad import plane_grad
 from .pack import pack
 from .simd import Pointer, Record
+from .strassen import strassen_weights
 from .weight_grad import weight_grad
 from .winograd import winograd, winograd_inputs, winograd_weights
 
@@ -46,6 +47,7 @@ ENGINES = {
     "depthwise_planes": depthwise_planes,
     "depthwise_pixels": depthwise_pixels,
     "settle": settle,
+    "strassen_weights": strassen_weights,
     "deform": deform,
     "dcn": dcn,
     "weight_grad": weight_grad,

@@ -10,26 +10,33 @@ from collections import namedtuple
 
 from numba.core import cgutils
 
-from .dense import prefetch_rows
-from .epilogue import finish_lanes, store_rows
-from .moves import copy, load_some, store_some, transpose
+from ...lowering.deform import MOST_LEFT
+from .deform_few import few_finish, few_multiply, few_scratch, few_turn
+from .dense import BEYOND_CACHE, prefetch_rows
+from .epilogue import leave_lanes
+from .moves import clear, load_some, store_some
 from .pack import pack_block
 from .simd import (
     INTEGERS,
     WORD,
+    Pointer,
     address,
+    bytes_each,
     emit_at,
     emit_fma,
     emit_get,
     emit_load,
+    emit_shuffle,
     emit_splat,
     emit_store,
     floor,
     helper,
     integers,
+    ir,
     lanes,
     ll_vector,
     load,
+    prefetch,
     reals,
     records,
     select,
@@ -43,6 +50,7 @@ from .simd import (
     void,
     word,
 )
+from .strassen import strassen_join, strassen_rows
 from .tile import MAX_K_BLOCK, MAX_TILE_ROWS, lane_rows, lane_tiles, tile
 
 NAN = float("nan")
@@ -55,8 +63,15 @@ AXES, CORNERS = 3, 8
 #   mask [taps][tile]
 #   turned, sums                  results channels first, results channels last
 #   panel                         weights of a block of input and one of output channels, where they are packed as used
+#   mixed [pairs of pixels][4][half of the columns]  s1 ... s4 of strassen.py
+#   products [3][pairs of blocks of output channels][pairs of pixels][w_width]  p2, p5, p6
 #   columns                       samples
-Work = namedtuple("Work", "base grid weight mask turned sums panel columns")
+Task = namedtuple("Task", "image first pixels begin end")
+Work = namedtuple("Work", "base grid weight mask turned sums panel mixed products columns")
+# Pixels of each half of a tile whose samples are in L1 together.
+PAIRED_PIXELS = 8
+PRODUCTS = 7
+FOLLOWED = PRODUCTS + 1  # and what is multiplied first of the next block
 CACHE_LINE = 64
 
 
@@ -71,8 +86,16 @@ def deform_scratch(a, thread):
     line = (address(mask + taps * a.tile) + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
     turned = reals(a, line)
     sums = turned + a.w_width * (a.tile + lanes(a))
-    panel = sums + a.w_blocks * a.tile * a.w_width
-    return Work(base, grid, weight, mask, turned, sums, panel, panel + a.panel)
+    panel = sums + a.w_blocks * a.w_width * ((a.vectors + 1) * lanes(a) if a.vectors else a.tile)
+    mixed = panel + a.panel
+    if a.vectors:
+        left = a.panel // (a.vectors * lanes(a)) + lanes(a) + a.w_blocks * a.w_width * lanes(a)
+        mixed = mixed + MOST_LEFT * left
+    products, columns = mixed, mixed
+    if a.seven:
+        products = mixed + a.tile * a.seven_row * 2
+        columns = products + 3 * (a.w_blocks // 2) * (a.tile // 2) * a.w_width
+    return Work(base, grid, weight, mask, turned, sums, panel, mixed, products, columns)
 
 
 @helper
@@ -163,26 +186,77 @@ def interpolate(to, source, deltas, weight, weight_step, mask, channels, corners
     return void(to, source, INTEGERS, weight, word, source.element, word, corners), emit
 
 
+@verb
+def interpolate_narrow(to, source, deltas, weight, weight_step, mask, width):
+    """The same of two dimensions where a pixel fills half of a vector, or a quarter.
+
+    Two neighbours along W come in one, and are added in the end. Corner by corner, twice as many vectors are loaded, more
+    of them across two cache lines.
+    """
+    given, width = width, width.literal_value
+
+    def emit(builder, to_, start, deltas, weight, weight_step, mask, _):
+        if 2 * width > source.lanes:
+            return  # where vectors are short, it is not called
+        vector, sum = ll_vector(source), None
+        lanes_of_both = [i if i < width else source.lanes + i for i in range(source.lanes)]
+        for row in range(2):
+            left, right = (
+                emit_splat(builder, vector, emit_get(builder, weight, builder.mul(weight_step, WORD(corner))))
+                for corner in (2 * row, 2 * row + 1)
+            )
+            share = emit_shuffle(builder, left, right, lanes_of_both)
+            pixels = emit_load(builder, source, emit_at(builder, start, emit_get(builder, deltas, row)))
+            sum = emit_fma(builder, share, pixels, sum) if row else builder.fmul(share, pixels)
+        here, beside = (
+            emit_shuffle(builder, sum, sum, [first + i for i in range(width)]) for first in (0, width)
+        )
+        factor = emit_splat(builder, ir.VectorType(vector.element, width), mask)
+        narrow = Pointer(source.element, width)
+        emit_store(builder, narrow, to_, builder.fmul(builder.fadd(here, beside), factor))
+
+    return void(to, source, INTEGERS, weight, word, source.element, given), emit
+
+
 @helper
-def deform_sample(a, work, x, channels, tap, taps, pixels, row):
+def deform_sample(a, work, x, channels, tap, taps, begin, end, row):
     """columns[pixel][tap][channel] for one block of channels and some taps.
 
     Whole vectors are written from left to right, each over what the one before wrote too much.
     """
     delta = stack_integers(CORNERS)
+    narrow = a.ndim == 2 and 2 * a.width <= lanes(a)
     for corner in range(1 << a.ndim):
         delta[corner] = ((corner >> 2 & 1) * a.line_d + (corner >> 1 & 1) * a.line_h + (corner & 1)) * a.width
-    for p in range(pixels):
+    delta[1] = delta[2] if narrow else delta[1]
+    for p in range(begin, end):
         for t in range(taps):
             at = (tap + t) * a.tile + p
             source, to = x + work.base[at] * a.width, work.columns + (p * row + t * channels)
             weight, mask = work.weight + (((tap + t) << a.ndim) * a.tile + p), work.mask[at]
-            if a.ndim == 2:
+            if narrow and a.width == 8:
+                interpolate_narrow(to, source, delta, weight, a.tile, mask, 8)
+            elif narrow:
+                interpolate_narrow(to, source, delta, weight, a.tile, mask, 4)
+            elif a.ndim == 2:
                 interpolate(to, source, delta, weight, a.tile, mask, channels, 4)
             elif a.ndim == 1:
                 interpolate(to, source, delta, weight, a.tile, mask, channels, 2)
             else:
                 interpolate(to, source, delta, weight, a.tile, mask, channels, 8)
+
+
+@helper
+def prefetch_panel(a, following, elements, begin, end, parts):
+    """A part of what is multiplied next comes to L2 while a tile is multiplied.
+
+    The processor fetches long panels in time by itself; of narrow vectors they are short.
+    """
+    if lanes(a) * bytes_each(a) < CACHE_LINE and a.w_blocks * a.w_block >= BEYOND_CACHE // 4:
+        line = CACHE_LINE // bytes_each(a)
+        lines = elements // line
+        for at in range(lines * begin // parts, lines * end // parts):
+            prefetch(following + at * line)
 
 
 @helper
@@ -223,10 +297,117 @@ def deform_multiply(a, tiles, work, block, following, tap, taps, pixels, row, be
                 rows, part = min(pixels - p, lane_rows(a)), k // a.k_block * pixels + p
                 for r in range(rows):
                     pixel[r] = address(work.columns + ((p + r) * row + k))
-                start, stop = next_rows * part // parts, next_rows * (part + rows) // parts
-                prefetch_rows(upcoming, a.w_row, start, stop, next_columns)
+                if a.panel:
+                    start, stop = next_rows * part // parts, next_rows * (part + rows) // parts
+                    prefetch_rows(upcoming, a.w_row, start, stop, next_columns)
+                else:
+                    after = w + ((k + count) * a.w_width if k + count < columns else a.w_block)
+                    prefetch_panel(a, after, count * a.w_width, p, p + rows, pixels)
                 c, w_k = work.sums + (o * a.tile + p) * a.w_width, w + k * a.w_width
                 tile(tiles, rows, nv, count, pixel, ones, w_k, steps, c, a.w_width, add or k > 0)
+
+
+@helper
+def deform_sample_pairs(a, work, x, channels, tap, taps, pixels, row):
+    """Samples as above, and the sums of their quarters: pixels of the first half and of the second, while they are in L1."""
+    half, depth = (pixels + 1) // 2, taps * channels // 2
+    if pixels < 2 * half:
+        clear(work.columns + pixels * row, 2 * depth)
+    for p in range(0, half, PAIRED_PIXELS):
+        end = min(p + PAIRED_PIXELS, half)
+        deform_sample(a, work, x, channels, tap, taps, p, end, row)
+        deform_sample(a, work, x, channels, tap, taps, half + p, min(half + end, pixels), row)
+        for i in range(p, end):
+            upper, lower = work.columns + i * row, work.columns + (half + i) * row
+            strassen_rows(upper, lower, depth, work.mixed + i * 4 * a.seven_row, a.seven_row)
+
+
+@helper
+def deform_multiply_pairs(a, tiles, work, block, tap, taps, pixels, row, begin, end, add):
+    """The seven products of the samples of some taps, summed over blocks of input channels.
+
+    p1, p3, p4 and p7 are in the quarters of the sums that they become part of.
+    """
+    ones, steps, pixel = (
+        stack_integers(MAX_K_BLOCK),
+        stack_integers(MAX_K_BLOCK),
+        stack_integers(MAX_TILE_ROWS),
+    )
+    left, left_row, right, sums = (
+        stack_integers(PRODUCTS), stack_integers(PRODUCTS), stack_integers(FOLLOWED), stack_integers(PRODUCTS)
+    )  # fmt: skip
+    half, depth, pairs = (pixels + 1) // 2, taps * block.channels // 2, a.w_blocks // 2
+    size, parts, mixed = depth * a.w_width, (depth + a.k_block - 1) // a.k_block, work.mixed
+    area, across = a.tile // 2 * a.w_width, pairs * a.tile * a.w_width
+    for k in range(a.k_block):
+        ones[k] = k
+        steps[k] = k * a.w_width
+    for i in range(PRODUCTS):
+        left_row[i] = 4 * a.seven_row
+    left_row[0], left_row[1], left_row[3] = row, row, row
+    left[0], left[1] = address(work.columns), address(work.columns + depth)
+    left[2], left[3] = address(mixed + 3 * a.seven_row), address(work.columns + (half * row + depth))
+    left[4], left[5] = address(mixed), address(mixed + a.seven_row)
+    left[6] = address(mixed + 2 * a.seven_row)
+    for o in range(begin, end):
+        at = o * a.w_block + block.w + tap * block.channels * a.w_width
+        b11, t = reals(a, a.w) + at, reals(a, a.seven) + 2 * at
+        right[0], right[1], right[2] = (
+            address(b11),
+            address(b11 + size),
+            address(b11 + (pairs * a.w_block + size)),
+        )
+        right[3], right[4], right[5] = address(t + 3 * size), address(t), address(t + size)
+        right[6], right[7] = address(t + 2 * size), address(b11 + a.w_block)
+        upper, other = work.sums + o * a.tile * a.w_width, work.products + o * area
+        lower = upper + half * a.w_width
+        sums[0], sums[1], sums[2], sums[3] = (
+            address(upper),
+            address(other),
+            address(upper + across),
+            address(lower),
+        )
+        sums[4], sums[5] = address(other + pairs * area), address(other + 2 * pairs * area)
+        sums[6] = address(lower + across)
+        for i in range(PRODUCTS):
+            for part in range(parts):
+                k = depth * part // parts
+                count = depth * (part + 1) // parts - k
+                for p in range(0, half, lane_rows(a)):
+                    rows = min(half - p, lane_rows(a))
+                    for r in range(rows):
+                        pixel[r] = address(reals(a, left[i]) + ((p + r) * left_row[i] + k))
+                    b, c = reals(a, right[i]) + k * a.w_width, reals(a, sums[i]) + p * a.w_width
+                    after = b + count * a.w_width if part + 1 < parts else reals(a, right[i + 1])
+                    prefetch_panel(a, after, count * a.w_width, p, p + rows, half)
+                    tile(
+                        tiles,
+                        rows,
+                        a.w_width // lanes(a),
+                        count,
+                        pixel,
+                        ones,
+                        b,
+                        steps,
+                        c,
+                        a.w_width,
+                        add or k > 0,
+                    )
+
+
+@helper
+def deform_join_pairs(a, work, pixels, begin, end):
+    """Put the products together. Returns whether all sums are finite."""
+    half, across, finite = (pixels + 1) // 2 * a.w_width, a.w_blocks // 2 * a.tile * a.w_width, True
+    area, between = a.tile // 2 * a.w_width, a.w_blocks // 2 * (a.tile // 2) * a.w_width
+    for o in range(begin, end):
+        upper, other = work.sums + o * a.tile * a.w_width, work.products + o * area
+        lower = upper + half
+        joined = strassen_join(
+            upper, other, upper + across, lower, other + between, other + 2 * between, lower + across, half
+        )  # fmt: skip
+        finite = finite and joined
+    return finite
 
 
 @helper
@@ -236,49 +417,89 @@ def deform_finish(a, work, group, pixels, begin, end, y):
     run.at, run.count, run.y = 0, pixels, 0
     for block in range(begin, end):
         first = group * a.channels + block * a.w_width
-        channels = min(a.channels - block * a.w_width, a.w_width)
-        c, to = work.sums + block * a.tile * a.w_width, y + first * a.y_channel
-        if a.b or a.activation:
-            for p in range(pixels):
-                finish_lanes(c + p * a.w_width, channels, reals(a, a.b) + first, a.b != 0, a.activation)
-        if a.y_channel == 1:
-            for p in range(pixels):
-                copy(to + p * a.y_w, c + p * a.w_width, channels)
-        else:
-            transpose(work.turned, a.tile + lanes(y), c, a.w_width, pixels, channels)
-            store_rows(work.turned, a.tile + lanes(y), channels, run, 1, to, a.y_channel, a.y_w)
+        leave_lanes(
+            work.sums + block * a.tile * a.w_width, a.w_width, pixels, min(a.channels - block * a.w_width, a.w_width),
+            run, 1, reals(a, a.b) + first, a.b != 0, a.activation, work.turned, a.tile + lanes(y),
+            y + first * a.y_channel, a.y_channel, a.y_w,
+        )  # fmt: skip
+
+
+@helper
+def deform_sums(a, tiles, work, task, start, stop, seven, offset_group):
+    """Sums over some blocks of input channels, by seven products or one.
+
+    `offset_group` is the one whose points are there; returns the one whose points are there then.
+    """
+    taps, plane, pixels, add = (
+        a.kernel_d * a.kernel_h * a.kernel_w,
+        a.out_d * a.out_h * a.out_w,
+        task.pixels,
+        False,
+    )
+    other = a.w_blocks // 2
+    for b in range(start, stop):
+        block = records(a, a.blocks, "block")[b]
+        following = records(a, a.blocks, "block")[min(b + 1, a.block_count - 1)]
+        if block.offset_group != offset_group:
+            offset_group = block.offset_group
+            first_tap = offset_group * taps
+            offset = reals(a, a.offset) + (
+                task.image * a.offset_image + first_tap * a.ndim * plane + task.first
+            )
+            mask = reals(a, a.mask) + (task.image * a.mask_image + first_tap * plane + task.first)
+            for t in range(taps):
+                offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
+                deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels, False, work.grid)
+        x = reals(a, a.x) + (task.image * a.x_image + block.x)
+        for t in range(0, taps, a.tap_block):
+            some, row = min(taps - t, a.tap_block), a.tap_block * block.channels
+            if seven:
+                row = 2 * a.seven_row
+                deform_sample_pairs(a, work, x, block.channels, t, some, pixels, row)
+                deform_multiply_pairs(a, tiles, work, block, t, some, pixels, row, task.begin, task.end, add)
+            else:
+                deform_sample(a, work, x, block.channels, t, some, 0, pixels, row)
+            if a.vectors:
+                few = few_scratch(a, work, pixels)
+                few_turn(few, work, block.channels, taps)
+                few_multiply(a, few, work, block, taps, task.begin, task.end, add)
+            elif not seven:
+                for half in range(2 if a.seven else 1):  # the other blocks of the pairs, too
+                    begin, end = task.begin + half * other, task.end + half * other
+                    deform_multiply(a, tiles, work, block, following, t, some, pixels, row, begin, end, add)
+            add = True
+    return offset_group
 
 
 def deform(a, begin, end, thread):
-    """A task is a tile of output pixels, and some blocks of output channels."""
+    """A task is a tile of output pixels, and some blocks of output channels, or pairs of them."""
     work, tiles = deform_scratch(a, thread), lane_tiles(a)
-    taps, plane = a.kernel_d * a.kernel_h * a.kernel_w, a.out_d * a.out_h * a.out_w
-    for task in range(begin, end):
-        rest, split = task // a.splits, task % a.splits
+    plane, seven = a.out_d * a.out_h * a.out_w, a.seven != 0
+    shared = a.w_blocks // 2 if seven else a.w_blocks
+    for number in range(begin, end):
+        rest, split = number // a.splits, number % a.splits
         image, first = rest // a.tiles, rest % a.tiles * a.tile
-        o_begin, o_end = split * a.w_blocks // a.splits, (split + 1) * a.w_blocks // a.splits
-        pixels = min(plane - first, a.tile)
-        add, offset_group = False, -1
-        deform_grid(a, first, pixels, work.grid)
-        for b in range(a.block_count):
-            block = records(a, a.blocks, "block")[b]
-            following = records(a, a.blocks, "block")[min(b + 1, a.block_count - 1)]
-            if block.offset_group != offset_group:
-                offset_group = block.offset_group
-                first_tap = offset_group * taps
-                offset = reals(a, a.offset) + (image * a.offset_image + first_tap * a.ndim * plane + first)
-                mask = reals(a, a.mask) + (image * a.mask_image + first_tap * plane + first)
-                for t in range(taps):
-                    offset_t, mask_t = offset + t * a.ndim * plane, mask + t * plane
-                    deform_points(a, work, offset_t, plane, mask_t, a.mask != 0, t, pixels, False, work.grid)
-            x = reals(a, a.x) + (image * a.x_image + block.x)
-            row = a.tap_block * block.channels
-            for t in range(0, taps, a.tap_block):
-                some = min(taps - t, a.tap_block)
-                deform_sample(a, work, x, block.channels, t, some, pixels, row)
-                deform_multiply(a, tiles, work, block, following, t, some, pixels, row, o_begin, o_end, add)
-                add = True
-            if block.last:
-                y = reals(a, a.y) + (image * a.y_image + first * a.y_w)
-                deform_finish(a, work, block.group, pixels, o_begin, o_end, y)
-                add = False
+        o_begin, o_end = split * shared // a.splits, (split + 1) * shared // a.splits
+        task = Task(image, first, min(plane - first, a.tile), o_begin, o_end)
+        y = reals(a, a.y) + (image * a.y_image + first * a.y_w)
+        deform_grid(a, first, task.pixels, work.grid)
+        if a.vectors:  # lanes of no pixel would be multiplied as they are found, at worst slowly
+            clear(work.panel, a.panel)
+        offset_group, stop = -1, 0
+        while stop < a.block_count:
+            start = stop
+            while not records(a, a.blocks, "block")[stop].last:
+                stop += 1
+            stop += 1
+            group, done = records(a, a.blocks, "block")[start].group, False
+            if seven:
+                offset_group = deform_sums(a, tiles, work, task, start, stop, True, offset_group)
+                done = deform_join_pairs(a, work, task.pixels, o_begin, o_end)
+            if not done:
+                offset_group = deform_sums(a, tiles, work, task, start, stop, False, offset_group)
+            if a.vectors:
+                few_finish(a, few_scratch(a, work, task.pixels), work, group, o_begin, o_end, y)
+            else:
+                deform_finish(a, work, group, task.pixels, o_begin, o_end, y)
+            if seven:
+                deform_finish(a, work, group, task.pixels, shared + o_begin, shared + o_end, y)

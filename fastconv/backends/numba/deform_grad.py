@@ -81,7 +81,7 @@ def deform_grad_scratch(a, f, thread):
     weights = columns + (f.tile * a.row + lanes(a))
     sums = weights + (a.channels * a.row + lanes(a))
     image = sums + (a.channels * a.row + lanes(a))
-    points = Work(base, grid, weight, mask, turned, sums, columns, columns)
+    points = Work(base, grid, weight, mask, turned, sums, columns, columns, columns, columns)
     return GradWork(points, fractions, weights, sums, pulls, dots, image, turned)
 
 
@@ -472,7 +472,7 @@ def deform_grad(a, begin, end, thread):
                         low, high = clear_touched(f, work, t, some, pixels, low, high)
                     deform_pull(a, f, work, x, channels, work.pulls, a.row, channels, t, some, pixels)
                 else:
-                    deform_sample(f, work.points, x, channels, t, some, pixels, a.row)
+                    deform_sample(f, work.points, x, channels, t, some, 0, pixels, a.row)
                 if dotted:
                     if block.shared:
                         await_progress(neighbour, step)
