@@ -39,6 +39,12 @@ static int64_t FN(met_pixels)(const weight_grad_words *a, const grad_tap_words *
     return found;
 }
 
+/* Rows of the tile for so many vectors: whichever of the two shapes is higher. */
+INLINE int64_t FN(grad_rows)(int64_t vectors)
+{
+    return vectors > TILE_VECTORS || (vectors <= LANE_VECTORS && LANE_ROWS > TILE_ROWS) ? LANE_ROWS : TILE_ROWS;
+}
+
 /* Sums of a task, rows of (unit, tap), become the weights of output channels. */
 static void FN(store_weights)(const weight_grad_words *a, const real *c, int64_t first, int64_t rows, int64_t channels, real *gw)
 {
@@ -64,8 +70,7 @@ static void FN(weight_grad)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t first = part * a->unit_part, units = a->units - first < a->unit_part ? a->units - first : a->unit_part;
         int64_t channel = block * a->width, channels = a->channels - channel < a->width ? a->channels - channel : a->width;
         int64_t nv = (channels + LANES - 1) / LANES;
-        int64_t most = nv > TILE_VECTORS || (nv <= LANE_VECTORS && LANE_ROWS > TILE_ROWS) ? LANE_ROWS : TILE_ROWS;
-        int64_t tiles = (units + most - 1) / most;
+        int64_t most = FN(grad_rows)(nv), tiles = (units + most - 1) / most;
         const real *x = (const real *)a->x + group * a->x_group;
         const real *gy = (const real *)a->gy + (group * a->blocks + block) * a->gy_block;
         /* Sums of one chunk alone never leave the thread's scratch. */
