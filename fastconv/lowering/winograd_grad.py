@@ -44,7 +44,7 @@ def refuse_winograd_grad(points: int) -> Callable[[Problem], str | None]:
             return Refusal.HIGH_ACCURACY
         if problem.groups == problem.in_channels and problem.groups > 1:
             return Refusal.DEPTHWISE
-        if problem.ndim < 2 or problem.kernel_size[-2:] != (KERNEL, KERNEL):
+        if problem.kernel_size[-2:] != (KERNEL, KERNEL):
             return Refusal.NO_SMALL_KERNEL
         if problem.stride[-2:] != (1, 1):
             return Refusal.STRIDED

@@ -50,6 +50,14 @@ def met_pixels(a, tap, at, count, x_offsets, gy_offsets):
 
 
 @helper
+def grad_rows(a, vectors):
+    """Rows of the tile for so many vectors, of whichever shape is higher, and whether that is the one of channels."""
+    if vectors > tile_vectors(a) or (vectors <= lane_vectors(a) and lane_rows(a) > tile_rows(a)):
+        return lane_rows(a), True
+    return tile_rows(a), False
+
+
+@helper
 def store_weights(a, c, first, rows, channels, gw):
     """Sums of a task, rows of (unit, tap), become the weights of output channels."""
     at = integers(a.places) + first
@@ -75,9 +83,8 @@ def weight_grad(a, begin, end, thread):
         channel = block * a.width
         channels = min(a.channels - channel, a.width)
         nv = (channels + lanes(a) - 1) // lanes(a)
-        shapes, most = pixel_tiles(a), tile_rows(a)
-        if nv > tile_vectors(a) or (nv <= lane_vectors(a) and lane_rows(a) > most):
-            shapes, most = lane_tiles(a), lane_rows(a)
+        most, wide = grad_rows(a, nv)
+        shapes = lane_tiles(a) if wide else pixel_tiles(a)
         tiles = (units + most - 1) // most
         x = reals(a, a.x) + group * a.x_group
         gy = reals(a, a.gy) + (group * a.blocks + block) * a.gy_block
