@@ -23,9 +23,9 @@ __all__ = ["lower_winograd_grad", "refuse_winograd_grad", "winograd_grad_tiles"]
 
 # Of the filtered axes; a tile of the gradient has so many pixels fewer than points along each.
 KERNEL = 3
-# Tiles, transformed, of a band of rows and of a chunk of images: they stay in L2. Sums that take more than that are
+# Tiles, transformed, of a band of rows and of a chunk of images: more do not stay in a core's share of L3. Sums that take more than that are
 # written and read for each chunk, so chunks are not smaller than those.
-BAND_BYTES = 1 << 20
+BAND_BYTES = 1 << 21
 # Sums of a task, which stay in L2 with the panels; more tasks than this are enough to keep threads busy.
 MOST_SUMS_BYTES = 1 << 18
 ENOUGH_TASKS = 16
