@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 from samples import python
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch", reason="fastconv.torch is for those who hav
 import fastconv.torch as ours  # noqa: E402
 from fastconv.torch.convolution import convolution, input_grad, weight_grad  # noqa: E402
 from fastconv.torch.deformable import deform_convolution, deform_grads  # noqa: E402
+from fastconv.torch.threads import share_threads  # noqa: E402
 
 F = torch.nn.functional
 
@@ -156,6 +158,34 @@ def test_threads_are_torchs_and_ours(monkeypatch):
         assert arrays.thread_count() == 2
     with fastconv.threads(5):
         assert arrays.thread_count() == 3
+
+
+SHARED = """
+import os
+import numpy as np, torch, fastconv, fastconv.torch
+
+count = lambda: len(os.listdir("/proc/self/task"))
+x, w = torch.arange(8.0 * 32 * 40 * 40).reshape(8, 32, 40, 40) % 7, torch.arange(32.0 * 32 * 9).reshape(32, 32, 3, 3) % 5
+torch.set_num_threads(2)
+fastconv.threads(2).__enter__()
+(torch.rand(1 << 22) * 2).sum()  # PyTorch's threads begin
+before, expected = count(), fastconv.conv2d(x.numpy(), w.numpy(), num_threads=1)
+assert np.array_equal(fastconv.torch.conv2d(x, w).numpy(), expected)
+assert count() == before, "threads of our own began"
+assert np.array_equal(fastconv.conv2d(x.numpy(), w.numpy(), num_threads=3), expected)
+assert count() == before + 2, "a call on more threads than PyTorch's has its own"
+child = os.fork()  # which has none of those threads
+if child == 0:
+    os._exit(not np.array_equal(fastconv.conv2d(x.numpy(), w.numpy()), expected))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print("shared")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.skipif(not share_threads(), reason="PyTorch has no OpenMP library")
+def test_programs_run_on_the_threads_that_pytorch_has():
+    assert "shared" in python(SHARED)
 
 
 class TestDeformable:
