@@ -96,6 +96,14 @@ def test_gradients_are_adjoint_to_the_function(op, backend):
         assert abs(product) < EXACT
         assert (grads.input * arrays["input"]).sum() == product, str(case)
         assert (grads.weight * arrays["weight"]).sum() == product, str(case)
+        assert_bias_gradient(grads, arrays, options, case)
+
+
+def assert_bias_gradient(grads, arrays, options, case):
+    """That of the bias, which each output has added, is the sum of the output's."""
+    gy = arrays["grad_output"]
+    gy = gy if options["layout"] == "NCHW" else np.moveaxis(gy, -1, 1)
+    testing.assert_exact(grads.bias, gy.sum(axis=(0, *range(2, gy.ndim))), case)
 
 
 @pytest.mark.parametrize("op", DEFORM_CONV)
@@ -106,6 +114,7 @@ def test_deformable_gradients_are_adjoint_to_the_function(op, backend):
         product = product_of(case, arrays, options)
         assert (grads.input * arrays["input"]).sum() == product, str(case)
         assert (grads.weight * arrays["weight"]).sum() == product, str(case)
+        assert_bias_gradient(grads, arrays, options, case)
         if "mask" in arrays:
             assert (grads.mask * arrays["mask"]).sum() == product, str(case)
 
@@ -341,9 +350,7 @@ def test_winograd_weights_in_bands_and_chunks(
     rng = np.random.default_rng(3)
     monkeypatch.setattr(winograd_grad, "BAND_BYTES", 1 << 14)
     for value in (0, np.nan, np.inf, 1e30):
-        x, gy = (
-            integers(rng, shape, np.float32) for shape in (problem.input_shape, problem.output_shape)
-        )
+        x, gy = (integers(rng, shape, np.float32) for shape in (problem.input_shape, problem.output_shape))
         if value:
             x[1].flat[rng.integers(0, x[1].size)] = value
             gy[0].flat[rng.integers(0, gy[0].size)] = value

@@ -14,7 +14,7 @@ import numpy as np
 from ..problem import Problem
 from ..registry import Refusal
 from .dense import add_halo
-from .geometry import Axes, Axis, Image, axes_of
+from .geometry import Axis, Image, axes_of
 from .program import Builder, Engines, Operand, Words, round_up
 from .weight_grad import tile_rows
 from .winograd import EXACT_POINTS, tile_counts
@@ -23,8 +23,8 @@ __all__ = ["lower_winograd_grad", "refuse_winograd_grad", "winograd_grad_tiles"]
 
 # Of the filtered axes; a tile of the gradient has so many pixels fewer than points along each.
 KERNEL = 3
-# Tiles, transformed, of a band of rows and of a chunk of images: more do not stay in a core's share of L3. Sums that take more than that are
-# written and read for each chunk, so chunks are not smaller than those.
+# Tiles, transformed, of a band of rows and of a chunk of images: more do not stay in a core's share of L3. Where sums take
+# more than that, they are written and read again for each chunk, so chunks are no smaller.
 BAND_BYTES = 1 << 21
 # Sums of a task, which stay in L2 with the panels; more tasks than this are enough to keep threads busy.
 MOST_SUMS_BYTES = 1 << 18
@@ -48,7 +48,7 @@ def refuse_winograd_grad(points: int) -> Callable[[Problem], str | None]:
             return Refusal.NO_SMALL_KERNEL
         if problem.stride[-2:] != (1, 1):
             return Refusal.STRIDED
-        if any(len(s.taps) < axis.kernel for axis in axes_of(problem) for s in axis.sums or (NO_TAPS,)):
+        if any(not axis.sums or len(axis.sums[0].taps) < axis.kernel for axis in axes_of(problem)):
             return Refusal.UNEVEN_TAPS
         return None
 
@@ -144,7 +144,11 @@ class WinogradGradPlan:
         lines = Line.of(height, self.dilation[0], self.outputs)
         columns = Line.of(p.output_size[-1], self.dilation[1], self.outputs)
         d, h, w = self.axes
-        axes = d, reached(h, lines, self.dilation[0], self.points, first), reached(w, columns, self.dilation[1], self.points)
+        axes = (
+            d,
+            reached(h, lines, self.dilation[0], self.points, first),
+            reached(w, columns, self.dilation[1], self.points),
+        )
         image = Image.of(axes, self.inputs)
         x = add_halo(b, "halo_pixels", axes, image, image.size, 0, np.array([0, p.in_channels]), 0)
         planes = d.sums[0].count

@@ -22,7 +22,7 @@ def share_threads() -> bool:
         from .. import _native
 
         linked = ctypes.CDLL(str(library))
-        addresses = [ctypes.cast(linked[name], ctypes.c_void_p).value for name in ENTRIES]
+        addresses = [ctypes.cast(linked[name], ctypes.c_void_p).value or 0 for name in ENTRIES]
     except (ImportError, OSError, AttributeError):
         return False
     _native.share_threads(*addresses)

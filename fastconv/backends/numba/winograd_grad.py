@@ -86,7 +86,9 @@ def emit_output(kind: Any, points: int) -> Callable:
             with builder.if_else(builder.icmp_signed("!=", add, WORD(0))) as (adding, storing):
                 with adding:
                     for tap, place in zip(taps, places, strict=True):
-                        emit_store(builder, kind, place, builder.fadd(emit_load(builder, kind, place), tap.value))
+                        emit_store(
+                            builder, kind, place, builder.fadd(emit_load(builder, kind, place), tap.value)
+                        )
                 with storing:
                     for tap, place in zip(taps, places, strict=True):
                         emit_store(builder, kind, place, tap.value)
@@ -181,7 +183,9 @@ def winograd_grad_tiles(a, begin, end, thread):
                 number = image * a.source_count + i
                 x = reals(a, a.x) + (image * a.x_image + integers(a.sources)[i])
                 v = reals(a, a.v) + number * a.v_row
-                small = transform_tile(transforms, a.points, a.points, x, a.x_h, a.x_w, a.inputs, v, a.v_point)
+                small = transform_tile(
+                    transforms, a.points, a.points, x, a.x_h, a.x_w, a.inputs, v, a.v_point
+                )
                 source_marks[number] = 1 - small
                 if small == 0:
                     for p in range(points):
@@ -195,7 +199,9 @@ def winograd_grad_tiles(a, begin, end, thread):
             u = reals(a, a.u) + number * a.width
             for block in range(blocks):
                 gy_b, u_b = gy + block * a.gy_block, u + block * a.u_block
-                small &= transform_tile(transforms, a.points, size, gy_b, a.gy_h, a.gy_w, a.width, u_b, a.u_point)
+                small &= transform_tile(
+                    transforms, a.points, size, gy_b, a.gy_h, a.gy_w, a.width, u_b, a.u_point
+                )
             tile_marks[number] = 1 - small
             if small == 0:
                 for block in range(blocks):
@@ -216,7 +222,10 @@ def winograd_grad_products(a, multiply, most, task, sums, add):
         for k in range(0, count, a.k_block):
             some = min(count - k, a.k_block)
             for i in range(some):
-                image, source = (k + i) // a.tile_count, tiles[(k + i) % a.tile_count].source + tap_sources[tap]
+                image, source = (
+                    (k + i) // a.tile_count,
+                    tiles[(k + i) % a.tile_count].source + tap_sources[tap],
+                )
                 v_offsets[i] = (image * a.source_count + source) * a.v_row
                 u_offsets[i] = (k + i) * a.width
             for p in range(points):
@@ -254,7 +263,9 @@ def winograd_grad_direct(a, multiply, most, task, y, any_before):
                     x_offsets[count] = h * a.x_h + i * a.x_w
                     gy_offsets[count] = h * a.gy_h + i * a.gy_w
                     count += 1
-            x = reals(a, a.x) + (image * a.x_image + integers(a.sources)[source] + task.group * a.units + task.first)
+            x = reals(a, a.x) + (
+                image * a.x_image + integers(a.sources)[source] + task.group * a.units + task.first
+            )
             gy = reals(a, a.gy) + (
                 image * a.gy_image + (task.group * a.blocks + task.block) * a.gy_block + at.gy
             )
@@ -265,7 +276,19 @@ def winograd_grad_direct(a, multiply, most, task, y, any_before):
                     for r in range(rows):
                         row[r] = address(x + (i // TAPS * a.x_h + i % TAPS * a.x_w + unit + r))
                     c = y + (unit * kernel + tap * TAPS * TAPS + i) * a.width
-                    tile(multiply, rows, task.vectors, count, row, x_offsets, gy, gy_offsets, c, kernel * a.width, 1)
+                    tile(
+                        multiply,
+                        rows,
+                        task.vectors,
+                        count,
+                        row,
+                        x_offsets,
+                        gy,
+                        gy_offsets,
+                        c,
+                        kernel * a.width,
+                        1,
+                    )
     return found
 
 
