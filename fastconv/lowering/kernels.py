@@ -73,6 +73,7 @@ FOURIER_OVERHEAD = 10e-6
 SAMPLE_BYTES = 20e9
 MEMORY_BYTES = 10e9
 GATHERING = 1.5
+VECTOR_SUM = 5e-9
 OVERHEAD = 2e-6
 
 # The same for dense and Winograd kernels, fitted to what each of them took on 33 layers, called and planned, in both
@@ -343,7 +344,8 @@ def cost_winograd_grad(points: int) -> Callable[[Problem], float]:
         o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
         taps = problem.kernel_size[0] if problem.ndim == 3 else 1
         flops = points**2 * taps * problem.groups * tile_flops(c, o, tiles)
-        channels = round_up(problem.in_channels, LANES) + problem.groups * round_up(o, LANES)
+        # To begin with a block of output channels takes half as long as another vector of them.
+        channels = round_up(problem.in_channels, LANES) + problem.groups * (round_up(o, LANES) + LANES // 2)
         transformed = points**2 * tiles * channels * size
         seconds = flops / WEIGHT_GRAD_FLOPS * size / 4 + transformed / WEIGHT_GRAD_TRANSFORM_BYTES
         return WINOGRAD_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES
@@ -354,13 +356,13 @@ def cost_winograd_grad(points: int) -> Callable[[Problem], float]:
 def cost_plane_grad(problem: Problem) -> float:
     """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes.
 
-    Channels last, pixels are gathered one by one.
+    Each weight is the sum of a vector at the end. Channels last, pixels are gathered one by one.
     """
     o, vectors = problem.out_channels // problem.groups, problem.output_size[-1] / LANES
     idle = 0.62 * (math.ceil(vectors) + 0.6) / vectors * (1 + 1 / o)
     if problem.layout == "NHWC":
         idle *= GATHERING
-    return cost_flops(problem, FLOPS / idle)
+    return cost_flops(problem, FLOPS / idle) + math.prod(problem.weight_shape) * VECTOR_SUM
 
 
 def cost_depthwise_grad(problem: Problem) -> float:

@@ -24,8 +24,9 @@ __all__ = ["lower_winograd_grad", "refuse_winograd_grad", "winograd_grad_tiles"]
 # Of the filtered axes; a tile of the gradient has so many pixels fewer than points along each.
 KERNEL = 3
 # Tiles, transformed, of a band of rows and of a chunk of images: more do not stay in a core's share of L3. Where sums take
-# more than that, they are written and read again for each chunk, so chunks are no smaller.
+# more than that, they are written and read again for each chunk, so chunks are no smaller; nor are they of few tiles.
 BAND_BYTES = 1 << 21
+LEAST_TILES = 48
 # Sums of a task, which stay in L2 with the panels; more tasks than this are enough to keep threads busy.
 MOST_SUMS_BYTES = 1 << 18
 ENOUGH_TASKS = 16
@@ -121,8 +122,8 @@ class WinogradGradPlan:
     def add_stages(self) -> None:
         b, p = self.b, self.p
         tiles = winograd_grad_tiles(p, self.points)
-        image = tiles * self.points**2 * (self.v_row + p.groups * self.blocks * self.width) * b.itemsize
-        room = max(BAND_BYTES, self.sums * b.itemsize // 2)
+        tile = self.points**2 * (self.v_row + p.groups * self.blocks * self.width) * b.itemsize
+        image, room = tiles * tile, max(BAND_BYTES, self.sums * b.itemsize // 2, LEAST_TILES * tile)
         height, step = p.output_size[-2], self.outputs * self.dilation[0]
         rows = min(round_up(-(-height // -(-image // room)), step), height)
         bands = -(-height // rows)
