@@ -260,7 +260,9 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(source_marks) W(tile_marks) /* one of each for which it is 1 is to be summed directly */                         \
     W(gw) W(sums) W(direct) W(work) W(work_stride) /* direct: for each task, whether it has summed some tiles so */    \
     W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
-    W(first_band) W(last_band) W(points) /* on an axis */                                                              \
+    W(chunk) W(band) W(bands)  /* images of all chunks but the last */                                                 \
+    W(together)                /* passes over chunks and bands whose sums are added up before they are to the total */ \
+    W(points)                  /* on an axis */                                                                        \
     W(x_image) W(x_h) W(x_w) W(gy_image) W(gy_block) W(gy_h) W(gy_w)                                                   \
     W(inputs) W(v_row) W(v_point) W(u_block) W(u_point) /* channels of a pixel of x: whole vectors */                  \
     W(sources) W(source_count) W(source_pieces) /* where each begins in the image */                                   \
@@ -268,6 +270,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(taps) W(tap_sources)     /* of the third axis, and how many sources further on each reads */                     \
     W(groups) W(channels) W(blocks) W(width) /* output channels of a group, their blocks, channels of a block */       \
     W(units) W(unit_parts) W(unit_part) /* input channels of a group, how many tasks share them, how many are one's */ \
+    W(unit)                    /* what an input channel has of the sums */                                             \
     W(k_block)
 
 /* The source of a tile at the first tap, where it begins in the gradient, and how many pixels of it there are. */

@@ -207,12 +207,14 @@ static NOINLINE int FN(winograd_grad_direct)(const winograd_grad_words *w, const
     return any;
 }
 
-/* A task is a part of the units of one block of output channels, over all images of the chunk. */
+/* A task is a part of the units of one block of output channels, over all images of the chunk. The sums of some passes over
+ * chunks and bands are added up before they are added to the total: the error grows with the passes of either. */
 static void FN(winograd_grad)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const winograd_grad_words *w = (const winograd_grad_words *)words;
-    int64_t points = w->points * w->points, kernel = w->taps * GRAD_TAPS * GRAD_TAPS, all = (w->taps * points + kernel) * w->width;
-    int64_t begun = w->first_image > 0 || !w->first_band, done = w->first_image + w->images == w->batch && w->last_band;
+    int64_t points = w->points * w->points, kernel = w->taps * GRAD_TAPS * GRAD_TAPS;
+    int64_t pass = w->first_image / w->chunk * w->bands + w->band, whole = (pass + 1) % w->together == 0;
+    int64_t done = w->first_image + w->images == w->batch && w->band == w->bands - 1;
     for (int64_t task = begin; task < end; task++) {
         int64_t part = task % w->unit_parts, number = task / w->unit_parts;
         FN(winograd_grad_task) t = {.group = number / w->blocks, .block = number % w->blocks, .first = part * w->unit_part};
@@ -220,18 +222,24 @@ static void FN(winograd_grad)(const int64_t *words, int64_t begin, int64_t end, 
         int64_t o = t.block * w->width, channels = w->channels - o < w->width ? w->channels - o : w->width;
         t.vectors = (channels + LANES - 1) / LANES;
         /* Sums that are complete at once never leave the thread's scratch. */
-        real *sums = begun || !done ? (real *)w->sums + (number * w->units + t.first) * all : (real *)(w->work + thread * w->work_stride);
-        real *y = sums + w->taps * points * t.units * w->width, *direct = (real *)w->direct + task;
+        int64_t size = w->taps * points * t.units * w->width;
+        real *sums = pass || !done ? (real *)w->sums + (number * w->units + t.first) * w->unit : (real *)(w->work + thread * w->work_stride);
+        real *y = sums + size, *total = y + kernel * t.units * w->width, *direct = (real *)w->direct + task;
         real *gw = (real *)w->gw + (t.group * w->channels + o) * w->units * kernel + t.first * kernel;
-        FN(winograd_grad_products)(w, &t, sums, begun);
-        int any = FN(winograd_grad_direct)(w, &t, y, begun && *direct != 0);
+        FN(winograd_grad_products)(w, &t, sums, pass % w->together);
+        int any = FN(winograd_grad_direct)(w, &t, y, pass && *direct != 0);
         *direct = (real)any;
+        if (pass >= w->together && (whole || done))
+            FN(add_to)(total, sums, size);
+        else if (whole && !done)
+            FN(copy)(total, sums, size);
         if (!done)
             continue;
+        const real *found = pass < w->together ? sums : total;
         for (int64_t i = 0; i < t.units * w->taps; i++) {
             int64_t unit = i / w->taps, tap = i % w->taps;
             (w->points == 4 ? FN(winograd_grad_output_4) : FN(winograd_grad_output_6))(
-                sums + (tap * points * t.units + unit) * w->width, t.units * w->width, t.vectors * LANES,
+                found + (tap * points * t.units + unit) * w->width, t.units * w->width, t.vectors * LANES,
                 y + i * GRAD_TAPS * GRAD_TAPS * w->width, w->width, any);
         }
         FN(transpose)(gw, w->units * kernel, y, w->width, t.units * kernel, channels);

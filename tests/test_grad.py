@@ -349,6 +349,8 @@ def test_winograd_weights_in_bands_and_chunks(
     problem = dataclasses.replace(problem, op=f"{op}_weight_grad")
     rng = np.random.default_rng(3)
     monkeypatch.setattr(winograd_grad, "BAND_BYTES", 1 << 14)
+    monkeypatch.setattr(winograd_grad, "LEAST_TILES", 8)
+    monkeypatch.setattr(winograd_grad, "TOGETHER", 3)
     for value in (0, np.nan, np.inf, 1e30):
         x, gy = (integers(rng, shape, np.float32) for shape in (problem.input_shape, problem.output_shape))
         if value:

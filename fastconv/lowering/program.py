@@ -82,10 +82,10 @@ _WEIGHT_GRAD = (
     "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
 )
 _WINOGRAD_GRAD = (
-    "x gy v u source_marks tile_marks gw sums direct work work_stride images first_image batch first_band last_band "
-    "points x_image x_h x_w gy_image gy_block gy_h gy_w inputs v_row v_point u_block u_point sources source_count "
+    "x gy v u source_marks tile_marks gw sums direct work work_stride images first_image batch chunk band bands "
+    "together points x_image x_h x_w gy_image gy_block gy_h gy_w inputs v_row v_point u_block u_point sources source_count "
     "source_pieces tiles tile_count tile_pieces taps tap_sources groups channels blocks width units unit_parts "
-    "unit_part k_block"
+    "unit_part unit k_block"
 )
 _WINOGRAD_GRAD_TILE = "source gy rows columns"
 _PLANE_GRAD = (

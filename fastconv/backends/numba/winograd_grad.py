@@ -13,7 +13,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
-from .moves import clear, transpose
+from .moves import add_to, clear, copy, transpose
 from .simd import (
     INTEGERS,
     WORD,
@@ -293,11 +293,15 @@ def winograd_grad_direct(a, multiply, most, task, y, any_before):
 
 
 def winograd_grad(a, begin, end, thread):
-    """A task is a part of the units of one block of output channels, over all images of the chunk."""
+    """A task is a part of the units of one block of output channels, over all images of the chunk.
+
+    The sums of some passes over chunks and bands are added up before they are added to the total.
+    """
     outputs, narrow, wide = output_transforms(a), pixel_tiles(a), lane_tiles(a)
     points, kernel = a.points * a.points, a.taps * TAPS * TAPS
-    begun = a.first_image > 0 or a.first_band == 0
-    done = a.first_image + a.images == a.batch and a.last_band != 0
+    number_of_pass = a.first_image // a.chunk * a.bands + a.band
+    whole = (number_of_pass + 1) % a.together == 0
+    done = a.first_image + a.images == a.batch and a.band == a.bands - 1
     for number in range(begin, end):
         part, block = number % a.unit_parts, number // a.unit_parts
         first, o = part * a.unit_part, block % a.blocks * a.width
@@ -307,17 +311,25 @@ def winograd_grad(a, begin, end, thread):
         multiply = wide if is_wide else narrow
         # Sums that are complete at once never leave the thread's scratch.
         sums = reals(a, a.work + thread * a.work_stride)
-        if begun or not done:
-            sums = reals(a, a.sums) + (block * a.units + first) * (a.taps * points + kernel) * a.width
-        y, direct = sums + a.taps * points * units * a.width, reals(a, a.direct) + number
-        winograd_grad_products(a, multiply, most, task, sums, int(begun))
-        found = winograd_grad_direct(a, multiply, most, task, y, int(begun and direct[0] != 0))
+        if number_of_pass > 0 or not done:
+            sums = reals(a, a.sums) + (block * a.units + first) * a.unit
+        size, direct = a.taps * points * units * a.width, reals(a, a.direct) + number
+        y = sums + size
+        total = y + kernel * units * a.width
+        winograd_grad_products(a, multiply, most, task, sums, number_of_pass % a.together)
+        found = winograd_grad_direct(a, multiply, most, task, y, int(number_of_pass > 0 and direct[0] != 0))
         direct[0] = found
+        if number_of_pass >= a.together and (whole or done):
+            add_to(total, sums, size)
+        elif whole and not done:
+            copy(total, sums, size)
         if not done:
             continue
+        if number_of_pass < a.together:
+            total = sums
         for i in range(units * a.taps):
             unit, tap = i // a.taps, i % a.taps
-            sums_i, y_i = sums + (tap * points * units + unit) * a.width, y + i * TAPS * TAPS * a.width
+            sums_i, y_i = total + (tap * points * units + unit) * a.width, y + i * TAPS * TAPS * a.width
             transform_output(
                 outputs, a.points, sums_i, units * a.width, task.vectors * lanes(a), y_i, a.width, found
             )
