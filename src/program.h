@@ -247,7 +247,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(taps) W(tap_count)       /* records of GRAD_TAP_WORDS */                                                         \
     W(places) W(w_row)         /* where each (unit, tap) goes in the weights of an output channel, and their length */ \
     W(unmet) W(unmet_places)   /* weights whose taps meet nothing but padding */                                       \
-    W(k_block)
+    W(k_block) W(together)     /* K blocks that are added up before they are added to the total */
 
 /* The output pixels at which a tap meets the image, and where each unit finds output pixel 0. */
 #define GRAD_TAP_WORDS(W) W(x_offsets) W(begin_d) W(end_d) W(begin_h) W(end_h) W(begin_w) W(end_w)

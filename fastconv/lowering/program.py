@@ -79,7 +79,8 @@ _DCN = f"{_DEFORM} x_group points skipped middle_d middle_h middle_w scale offse
 _BLOCK = "x channels group offset_group w last given offsets places"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
-    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
+    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block "
+    "together"
 )
 _WINOGRAD_GRAD = (
     "x gy v u source_marks tile_marks gw sums direct work work_stride images first_image batch chunk band bands "
