@@ -14,6 +14,7 @@
 #include "deform_grad.h"
 #include "dcn_grad.h"
 #include "weight_grad.h"
+#include "winograd_grad.h"
 #include "depthwise_grad.h"
 #include "narrow_grad.h"
 #include "roof.h"
@@ -21,8 +22,8 @@
 static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
                                         FN(winograd_weights), FN(winograd_inputs), FN(winograd),
                                         FN(depthwise_planes), FN(depthwise_pixels), FN(settle), FN(strassen_weights), FN(deform), FN(dcn),
-                                        FN(weight_grad), FN(plane_grad), FN(depthwise_plane_grad), FN(depthwise_pixel_grad),
-                                        FN(deform_grad), FN(dcn_grad)};
+                                        FN(weight_grad), FN(winograd_grad_tiles), FN(winograd_grad), FN(plane_grad),
+                                        FN(depthwise_plane_grad), FN(depthwise_pixel_grad), FN(deform_grad), FN(dcn_grad)};
 
 #undef real
 #undef int_of_real

@@ -64,8 +64,8 @@
 
 #define ENGINE_NAMES                                                                                                   \
     "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
-    "depthwise_planes depthwise_pixels settle strassen_weights deform dcn weight_grad plane_grad depthwise_plane_grad "                 \
-    "depthwise_pixel_grad deform_grad dcn_grad"
+    "depthwise_planes depthwise_pixels settle strassen_weights deform dcn weight_grad winograd_grad_tiles "             \
+    "winograd_grad plane_grad depthwise_plane_grad depthwise_pixel_grad deform_grad dcn_grad"
 
 /* Does something so many times; the result is there to be used. */
 typedef double (*limit_fn)(const void *data, int64_t bytes, int64_t count);

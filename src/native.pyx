@@ -49,6 +49,9 @@ cdef extern from "native.h" nogil:
     double time_limit(limit_fn, int64_t, int64_t, int, int)
     void *allocate(int64_t)
     int watch_forks()
+    ctypedef void (*team_fn)(void (*)(void *), void *, unsigned, unsigned)
+    ctypedef int (*team_size_fn)()
+    void use_team(team_fn, team_size_fn)
 
 if watch_forks():
     raise ImportError("pthread_atfork failed")
@@ -85,6 +88,14 @@ def engines(str isa):
                 "addresses": addresses,
             }
     raise ValueError(f"this machine runs {', '.join(isas())}, not {isa!r}")
+
+
+def share_threads(intptr_t parallel, intptr_t most):
+    """Run programs on the threads of an OpenMP library, where it has enough, and not on our own.
+
+    It is known by the addresses of its ``GOMP_parallel`` and ``omp_get_max_threads``.
+    """
+    use_team(<team_fn>parallel, <team_size_fn>most)
 
 
 def word_tables():

@@ -261,10 +261,34 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(taps) W(tap_count)       /* records of GRAD_TAP_WORDS */                                                         \
     W(places) W(w_row)         /* where each (unit, tap) goes in the weights of an output channel, and their length */ \
     W(unmet) W(unmet_places)   /* weights whose taps meet nothing but padding */                                       \
-    W(k_block)
+    W(k_block) W(together)     /* K blocks that are added up before they are added to the total */
 
 /* The output pixels at which a tap meets the image, and where each unit finds output pixel 0. */
 #define GRAD_TAP_WORDS(W) W(x_offsets) W(begin_d) W(end_d) W(begin_h) W(end_h) W(begin_w) W(end_w)
+
+/* winograd_grad_tiles, winograd_grad: x is the image with channels last and gy its output's gradient in blocks of `width`
+ * output channels, both with zeros wherever a tile reaches. They may be a band of rows, and bands follow each other. A task
+ * of the first is a piece of the sources or of the tiles of an image, one of the second as in weight_grad. */
+#define WINOGRAD_GRAD_WORDS(W)                                                                                         \
+    W(x) W(gy) W(v) W(u)       /* and both at the points: [point][source][channel], [point][block][tile][width] */     \
+    W(source_marks) W(tile_marks) /* one of each for which it is 1 is to be summed directly */                         \
+    W(gw) W(sums) W(direct) W(work) W(work_stride) /* direct: for each task, whether it has summed some tiles so */    \
+    W(images) W(first_image) W(batch) /* of the chunk, the chunk's first, of all chunks */                             \
+    W(chunk) W(band) W(bands)  /* images of all chunks but the last */                                                 \
+    W(together)                /* passes over chunks and bands whose sums are added up before they are to the total */ \
+    W(points)                  /* on an axis */                                                                        \
+    W(x_image) W(x_h) W(x_w) W(gy_image) W(gy_block) W(gy_h) W(gy_w)                                                   \
+    W(inputs) W(v_row) W(v_point) W(u_block) W(u_point) /* channels of a pixel of x: whole vectors */                  \
+    W(sources) W(source_count) W(source_pieces) /* where each begins in the image */                                   \
+    W(tiles) W(tile_count) W(tile_pieces) /* records of WINOGRAD_GRAD_TILE_WORDS */                                    \
+    W(taps) W(tap_sources)     /* of the third axis, and how many sources further on each reads */                     \
+    W(groups) W(channels) W(blocks) W(width) /* output channels of a group, their blocks, channels of a block */       \
+    W(units) W(unit_parts) W(unit_part) /* input channels of a group, how many tasks share them, how many are one's */ \
+    W(unit)                    /* what an input channel has of the sums */                                             \
+    W(k_block)
+
+/* The source of a tile at the first tap, where it begins in the gradient, and how many pixels of it there are. */
+#define WINOGRAD_GRAD_TILE_WORDS(W) W(source) W(gy) W(rows) W(columns)
 
 /* plane_grad: weight gradients of groups with few channels, as dot products of rows. A task is a group over all images;
  * its haloed band and its rows of the output's gradient are made in the thread's own scratch. */
@@ -337,6 +361,8 @@ DECLARE(dcn_words, DCN_WORDS)
 DECLARE(block_words, BLOCK_WORDS)
 DECLARE(weight_grad_words, WEIGHT_GRAD_WORDS)
 DECLARE(grad_tap_words, GRAD_TAP_WORDS)
+DECLARE(winograd_grad_words, WINOGRAD_GRAD_WORDS)
+DECLARE(winograd_grad_tile_words, WINOGRAD_GRAD_TILE_WORDS)
 DECLARE(plane_grad_words, PLANE_GRAD_WORDS)
 DECLARE(depthwise_grad_words, DEPTHWISE_GRAD_WORDS)
 DECLARE(plane_part_words, PLANE_PART_WORDS)
@@ -373,6 +399,8 @@ static const word_layout word_layouts[] = {
     {"block", BLOCK_WORDS(W_NAME)},
     {"weight_grad", WEIGHT_GRAD_WORDS(W_NAME)},
     {"grad_tap", GRAD_TAP_WORDS(W_NAME)},
+    {"winograd_grad", WINOGRAD_GRAD_WORDS(W_NAME)},
+    {"winograd_grad_tile", WINOGRAD_GRAD_TILE_WORDS(W_NAME)},
     {"plane_grad", PLANE_GRAD_WORDS(W_NAME)},
     {"depthwise_grad", DEPTHWISE_GRAD_WORDS(W_NAME)},
     {"plane_part", PLANE_PART_WORDS(W_NAME)},

@@ -5,8 +5,9 @@
  * out the pixels where it meets padding: nothing is padded, and no work is done there. What a task has summed is, but
  * for a transpose, what the weights are: channels and then taps of each output channel.
  *
- * The panel of a K block of pixels stays in L1 while taps and channels pass over it. Each K block is summed from zero
- * and then added, in the order of the pixels, whatever task or thread does it.
+ * The panel of a K block of pixels stays in L1 while taps and channels pass over it. Each K block is summed from zero and
+ * then added, in the order of the pixels, whatever task or thread does it. Some K blocks are added up before they are
+ * added to the total: the error grows with the additions of either.
  */
 
 /* The pixels among at..at+count of the chunk that a tap meets: where they lie in the image and in the panels. */
@@ -39,6 +40,12 @@ static int64_t FN(met_pixels)(const weight_grad_words *a, const grad_tap_words *
     return found;
 }
 
+/* Rows of the tile for so many vectors: whichever of the two shapes is higher. */
+INLINE int64_t FN(grad_rows)(int64_t vectors)
+{
+    return vectors > TILE_VECTORS || (vectors <= LANE_VECTORS && LANE_ROWS > TILE_ROWS) ? LANE_ROWS : TILE_ROWS;
+}
+
 /* Sums of a task, rows of (unit, tap), become the weights of output channels. */
 static void FN(store_weights)(const weight_grad_words *a, const real *c, int64_t first, int64_t rows, int64_t channels, real *gw)
 {
@@ -64,18 +71,20 @@ static void FN(weight_grad)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t first = part * a->unit_part, units = a->units - first < a->unit_part ? a->units - first : a->unit_part;
         int64_t channel = block * a->width, channels = a->channels - channel < a->width ? a->channels - channel : a->width;
         int64_t nv = (channels + LANES - 1) / LANES;
-        int64_t most = nv > TILE_VECTORS || (nv <= LANE_VECTORS && LANE_ROWS > TILE_ROWS) ? LANE_ROWS : TILE_ROWS;
-        int64_t tiles = (units + most - 1) / most;
+        int64_t most = FN(grad_rows)(nv), tiles = (units + most - 1) / most;
         const real *x = (const real *)a->x + group * a->x_group;
         const real *gy = (const real *)a->gy + (group * a->blocks + block) * a->gy_block;
-        /* Sums of one chunk alone never leave the thread's scratch. */
-        real *c = a->first_image == 0 && last
-                      ? (real *)(a->work + thread * a->work_stride)
-                      : (real *)a->sums + ((group * a->blocks + block) * a->units + first) * a->tap_count * a->width;
-        for (int64_t k = 0; k < pixels; k += a->k_block)
+        real *c = (real *)(a->work + thread * a->work_stride), *total = c;
+        int64_t size = units * a->tap_count * a->width, begun = a->first_image > 0;
+        /* A total of one chunk alone never leaves the thread's scratch, and may be all that there is. */
+        if (begun || !last)
+            total = (real *)a->sums + ((group * a->blocks + block) * a->units + first) * a->tap_count * a->width;
+        else if (pixels > a->together * a->k_block)
+            total = c + size;
+        for (int64_t k = 0; k < pixels; k += a->k_block) {
+            int64_t add = k / a->k_block % a->together;
             for (int64_t t = 0; t < a->tap_count; t++) {
                 const int64_t *offsets = (const int64_t *)taps[t].x_offsets + first;
-                int64_t add = k > 0 || a->first_image > 0;
                 int64_t count = FN(met_pixels)(a, taps + t, k, pixels - k < a->k_block ? pixels - k : a->k_block, x_offsets, gy_offsets);
                 if (add && count == 0)
                     continue;
@@ -88,11 +97,19 @@ static void FN(weight_grad)(const int64_t *words, int64_t begin, int64_t end, in
                                         a->tap_count * a->width, add);
                 }
             }
+            if (total == c || (add < a->together - 1 && k + a->k_block < pixels))
+                continue;
+            if (begun)
+                FN(add_to)(total, c, size);
+            else
+                FN(copy)(total, c, size);
+            begun = 1;
+        }
         if (!last)
             continue;
         real *gw = (real *)a->gw + (group * a->channels + channel) * a->w_row;
         if (a->tap_count)
-            FN(store_weights)(a, c, first * a->tap_count, units * a->tap_count, channels, gw);
+            FN(store_weights)(a, total, first * a->tap_count, units * a->tap_count, channels, gw);
         if (part == 0)
             for (int64_t i = 0; i < a->unmet; i++)
                 for (int64_t o = 0; o < channels; o++)

@@ -11,10 +11,10 @@ import fastconv
 from fastconv import _native, config, functional, grad, registry, testing
 from fastconv.adjoint import adjoint_of
 from fastconv.backends.cython import engines
-from fastconv.lowering import program
+from fastconv.lowering import program, winograd_grad
 from fastconv.lowering.deform import lower_deform
 from fastconv.lowering.deform_grad import lower_deform_grad
-from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, GRAD_OPS, OPS, WEIGHT_GRAD
+from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, GRAD_OPS, OPS, WEIGHT_GRAD, Problem
 
 COUNT = 40
 ANSWERS, PRODUCTS = {}, {}  # of the oracle, for all backends and instruction sets
@@ -82,7 +82,8 @@ def test_kernels_equal_the_oracle_on_transposed_shapes(op, backend):
                 continue
             actual = np.full_like(expected, np.nan)
             kernel.build(problem)(actual, x, gy, None, None, None, 2)
-            testing.assert_exact(actual, expected, f"{kernel.name} {problem}")
+            rounded = kernel.tolerance * np.finfo(problem.dtype).eps
+            testing.assert_close(actual, expected, rounded, f"{kernel.name} {problem}")
 
 
 @pytest.mark.parametrize("op", CONV + CONV_TRANSPOSE)
@@ -95,6 +96,14 @@ def test_gradients_are_adjoint_to_the_function(op, backend):
         assert abs(product) < EXACT
         assert (grads.input * arrays["input"]).sum() == product, str(case)
         assert (grads.weight * arrays["weight"]).sum() == product, str(case)
+        assert_bias_gradient(grads, arrays, options, case)
+
+
+def assert_bias_gradient(grads, arrays, options, case):
+    """That of the bias, which each output has added, is the sum of the output's."""
+    gy = arrays["grad_output"]
+    gy = gy if options["layout"] == "NCHW" else np.moveaxis(gy, -1, 1)
+    testing.assert_exact(grads.bias, gy.sum(axis=(0, *range(2, gy.ndim))), case)
 
 
 @pytest.mark.parametrize("op", DEFORM_CONV)
@@ -105,6 +114,7 @@ def test_deformable_gradients_are_adjoint_to_the_function(op, backend):
         product = product_of(case, arrays, options)
         assert (grads.input * arrays["input"]).sum() == product, str(case)
         assert (grads.weight * arrays["weight"]).sum() == product, str(case)
+        assert_bias_gradient(grads, arrays, options, case)
         if "mask" in arrays:
             assert (grads.mask * arrays["mask"]).sum() == product, str(case)
 
@@ -322,6 +332,96 @@ def test_what_is_not_finite_stays_where_it_belongs(backend, value):
             expected = grad.conv2d(*images, w, **options, backend="numpy").weight
             np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
             assert 0 < np.isfinite(actual).sum() < actual.size
+
+
+# Tiles cut by borders, phases of a dilation, the taps of a third axis; several images and blocks of channels.
+WINOGRAD = (
+    ("conv2d", (3, 17, 33, 41), 35, (3, 3), {"padding": (1, 2)}),
+    ("conv2d", (5, 8, 26, 23), 12, (3, 3), {"padding": 2, "dilation": (2, 3), "groups": 2}),
+    ("conv2d", (9, 70, 7, 7), 70, (3, 3), {"padding": 1, "padding_mode": "reflect"}),
+    ("conv3d", (2, 8, 7, 18, 9), 20, (2, 3, 3), {"padding": 1, "stride": (2, 1, 1), "dilation": (3, 1, 2)}),
+)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("op", "size", "o", "kernel", "options"), WINOGRAD)
+def test_winograd_weights_in_bands_and_chunks(
+    op, size, o, kernel, options, layout, backend, isa, monkeypatch
+):
+    """What is not finite, or nearly so large, spoils the tiles that hold it, which are summed directly."""
+    kernels = fastconv.kernels(f"{op}_weight_grad", backend=backend)
+    kernels = [kernel for kernel in kernels if "winograd" in kernel.name]
+    if not kernels:
+        pytest.skip("the backend has no such kernel")
+    (oracle,) = fastconv.kernels(f"{op}_weight_grad", backend="numpy")
+    shape = size if layout == "NCHW" else (size[0], *size[2:], size[1])
+    weight = (o, size[1] // options.get("groups", 1), *kernel)
+    problem = Problem.create(op, shape, weight, **options, layout=layout)
+    problem = dataclasses.replace(problem, op=f"{op}_weight_grad")
+    rng = np.random.default_rng(3)
+    monkeypatch.setattr(winograd_grad, "BAND_BYTES", 1 << 14)
+    monkeypatch.setattr(winograd_grad, "LEAST_TILES", 8)
+    monkeypatch.setattr(winograd_grad, "TOGETHER", 3)
+    for value in (0, np.nan, np.inf, 1e30):
+        x, gy = (integers(rng, shape, np.float32) for shape in (problem.input_shape, problem.output_shape))
+        if value:
+            x[1].flat[rng.integers(0, x[1].size)] = value
+            gy[0].flat[rng.integers(0, gy[0].size)] = value
+        expected = np.empty(weight, np.float32)
+        with np.errstate(invalid="ignore"):
+            oracle.build(problem)(expected, x, gy, None, None, None, 1)
+        for kernel in kernels:
+            with config.limit_isa(isa) if isa else config.threads(2):
+                run = kernel.build(problem)
+            one, two = np.full_like(expected, np.nan), np.full_like(expected, np.nan)
+            run(one, x, gy, None, None, None, 1)
+            run(two, x, gy, None, None, None, 2)
+            testing.assert_exact(one, two)
+            rounded = kernel.tolerance * np.finfo(np.float32).eps if value != 1e30 else 1e-6
+            testing.assert_close(one, expected, rounded, kernel.name)
+            assert value in (0, 1e30) or 0 < np.isfinite(one).sum() < one.size
+
+
+@pytest.mark.parametrize("kind", ["normal", "positive", "of all magnitudes", "smooth"])
+def test_winograd_weights_keep_to_the_accuracy_promised(kind, backend):
+    rng = np.random.default_rng(4)
+    for n, c, o, size in ((8, 16, 16, 56), (1, 16, 24, 14), (16, 24, 16, 7)):
+        problem = Problem.create("conv2d", (n, c, size, size), (o, c, 3, 3), padding=1)
+        problem = dataclasses.replace(problem, op="conv2d_weight_grad")
+        x, gy = (normals(rng, shape) for shape in (problem.input_shape, problem.output_shape))
+        if kind == "positive":
+            x, gy = abs(x), abs(gy)
+        elif kind == "of all magnitudes":
+            x, gy = (a * 10 ** rng.uniform(-3, 3, a.shape) for a in (x, gy))
+        elif kind == "smooth":
+            x, gy = np.sin(np.arange(size) / 9) + x / 100, 1 + gy / 100
+        x, gy = x.astype(np.float32), gy.astype(np.float32)
+        expected = np.empty(problem.weight_shape)
+        (oracle,) = fastconv.kernels("conv2d_weight_grad", backend="numpy")
+        exact = oracle.build(dataclasses.replace(problem, dtype=np.dtype(np.float64)))
+        exact(expected, x.astype(np.float64), gy.astype(np.float64), None, None, None, 1)
+        for kernel in fastconv.kernels("conv2d_weight_grad", backend=backend):
+            if kernel.refuse(problem) is None:
+                actual = np.empty(problem.weight_shape, np.float32)
+                kernel.build(problem)(actual, x, gy, None, None, None, 1)
+                testing.assert_close(actual, expected, 4e-6, kernel.name)
+
+
+def test_errors_of_weights_do_not_grow_with_pixels(backend):
+    """Sums of millions of products are made in several levels."""
+    rng = np.random.default_rng(6)
+    problem = Problem.create("conv2d", (4, 4, 640, 640), (5, 4, 3, 3), padding=1)
+    problem = dataclasses.replace(problem, op="conv2d_weight_grad")
+    x, gy = (normals(rng, shape, np.float32) for shape in (problem.input_shape, problem.output_shape))
+    (oracle,) = fastconv.kernels("conv2d_weight_grad", backend="numpy")
+    expected = np.empty(problem.weight_shape)
+    exact = oracle.build(dataclasses.replace(problem, dtype=np.dtype(np.float64)))
+    exact(expected, x.astype(np.float64), gy.astype(np.float64), None, None, None, 1)
+    for kernel in fastconv.kernels("conv2d_weight_grad", backend=backend):
+        if kernel.refuse(problem) is None:
+            actual = np.empty(problem.weight_shape, np.float32)
+            kernel.build(problem)(actual, x, gy, None, None, None, 2)
+            testing.assert_close(actual, expected, 2e-6, kernel.name)
 
 
 # Images in place and in line space, tiles of all shapes, vectors that only masks make whole, rows and columns that one

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 from samples import python
@@ -13,10 +14,13 @@ from fastconv import config
 torch = pytest.importorskip("torch", reason="fastconv.torch is for those who have PyTorch")
 
 import fastconv.torch as ours  # noqa: E402
+from fastconv.torch import functional  # noqa: E402
 from fastconv.torch.convolution import convolution, input_grad, weight_grad  # noqa: E402
 from fastconv.torch.deformable import deform_convolution, deform_grads  # noqa: E402
+from fastconv.torch.threads import share_threads  # noqa: E402
 
 F = torch.nn.functional
+CHECKS = ["test_schema", "test_autograd_registration", "test_faketensor"]
 
 # name: (function, input, weight, options); sizes, strides, paddings and dilations differ along the axes
 LINEAR = {
@@ -79,6 +83,13 @@ def deformable(dtype=torch.float64, mask=True, grad=True):
     )
 
 
+def in_layout(x, layout):
+    """Return a leaf of the same values that lies in memory with its channels first or last."""
+    if layout == "first":
+        return x
+    return x.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_(x.requires_grad)
+
+
 def out_channels(op, weight, options):
     return weight[1] * options.get("groups", 1) if "transpose" in op else weight[0]
 
@@ -99,16 +110,6 @@ class TestConvolutions:
         for a, e in zip(gradients(actual, (x, w, b)), gradients(expected, (x, w, b)), strict=True):
             assert torch.equal(a, e)
 
-    def test_gradients_of_any_order(self, name):
-        op, x, w, options = LINEAR[name]
-        tensors = normal(*x), normal(*w, seed=1), normal(out_channels(op, w, options), seed=2)
-
-        def call(x, w, b):
-            return getattr(ours, op)(x, w, b, **options)
-
-        assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
-        assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
-
     def test_unbatched_and_empty(self, name):
         op, x, w, options = LINEAR[name]
         x, w = whole(*x), whole(*w, seed=1)
@@ -119,16 +120,68 @@ class TestConvolutions:
         assert all(not g.any() for g in torch.autograd.grad(empty.sum(), (x, w)))
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
-def test_gradients_with_padding_modes(mode):
-    tensors = normal(1, 2, 4, 5), normal(3, 1, 3, 2, seed=1), normal(3, seed=2)
+MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
+EVERY_OPTION = [
+    (name, mode, layout)
+    for name in LINEAR
+    for mode in (MODES if "transpose" not in name else MODES[:1])
+    for layout in ("first", "last")
+]
 
-    def call(x, w, b):
-        return ours.conv2d(x, w, b, padding=(2, 1), groups=2 if w.shape[0] % 2 == 0 else 1, padding_mode=mode)
 
-    tensors = (*tensors[:1], normal(2, 1, 3, 2, seed=1), normal(2, seed=2))
+@pytest.mark.parametrize(("name", "mode", "layout"), EVERY_OPTION)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_every_option(name, mode, layout):
+    """Derivatives of any order, and what PyTorch asks of an operator, for each function in each form."""
+    op, x, w, options = LINEAR[name]
+    options = options if mode == "zeros" else options | {"padding_mode": mode}
+    x, w, b = normal(*x), normal(*w, seed=1), normal(out_channels(op, w, options), seed=2)
+    x = in_layout(x, layout)
+    seen = []
+
+    def call(*tensors):
+        return getattr(ours, op)(*tensors, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            functional, "convolution", lambda *arguments: seen.append(arguments) or convolution(*arguments)
+        )
+        y = call(x, w, b)
+    assert fastconv.torch.arrays.channels_last(y) == (layout == "last")
+    (_, _, _, *rest) = seen[0]
+    gy = in_layout(normal(*y.shape, seed=3), layout)
+    for made, arguments in (
+        (convolution, (x, w, b, *rest)),
+        (input_grad, (gy, w, tuple(x.shape), *rest)),
+        (weight_grad, (gy, x, tuple(w.shape), *rest)),
+    ):
+        torch.library.opcheck(made.dispatched, arguments, test_utils=CHECKS)
+    for tensors in ((x, w), (x, w, b)):
+        assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mask", [True, False])
+def test_every_option_of_deformable_ones(mask, bias, layout):
+    x, o, w, b, m = deformable(mask=mask)
+    x, o, m = (None if tensor is None else in_layout(tensor, layout) for tensor in (x, o, m))
+    tensors = [tensor for tensor in (x, o, w, b if bias else None, m) if tensor is not None]
+
+    def call(x, o, w, *rest):
+        b, m = rest[0] if bias else None, rest[-1] if mask else None
+        return ours.deform_conv2d(x, o, w, b, **DEFORMABLE, mask=m)
+
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+    operator = (x, w, o, m, b if bias else None, (2, 1), (1, 1, 0, 0), (1, 2))
+    torch.library.opcheck(deform_convolution.dispatched, operator, test_utils=CHECKS)
+    gy = in_layout(normal(*call(*tensors).shape), layout)
+    wanted = [True, True, True, mask]
+    torch.library.opcheck(
+        deform_grads.dispatched, (gy, x, w, o, m, (2, 1), (1, 1, 0, 0), (1, 2), wanted), test_utils=CHECKS
+    )
 
 
 @pytest.mark.parametrize("name", ["cython", "numpy"])
@@ -158,16 +211,37 @@ def test_threads_are_torchs_and_ours(monkeypatch):
         assert arrays.thread_count() == 3
 
 
+SHARED = """
+import os
+import numpy as np, torch, fastconv, fastconv.torch
+
+count = lambda: len(os.listdir("/proc/self/task"))
+x, w = torch.arange(8.0 * 32 * 40 * 40).reshape(8, 32, 40, 40) % 7, torch.arange(32.0 * 32 * 9).reshape(32, 32, 3, 3) % 5
+torch.set_num_threads(2)
+fastconv.threads(2).__enter__()
+(torch.rand(1 << 22) * 2).sum()  # PyTorch's threads begin
+before, expected = count(), fastconv.conv2d(x.numpy(), w.numpy(), num_threads=1)
+assert np.array_equal(fastconv.torch.conv2d(x, w).numpy(), expected)
+assert count() == before, "threads of our own began"
+assert np.array_equal(fastconv.conv2d(x.numpy(), w.numpy(), num_threads=3), expected)
+assert count() == before + 2, "a call on more threads than PyTorch's has its own"
+child = os.fork()  # which has none of those threads
+if child == 0:
+    os._exit(not np.array_equal(fastconv.conv2d(x.numpy(), w.numpy()), expected))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print("shared")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.skipif(not share_threads(), reason="PyTorch has no OpenMP library")
+def test_programs_run_on_the_threads_that_pytorch_has():
+    assert "shared" in python(SHARED)
+
+
 class TestDeformable:
     def call(self, x, o, w, b, m=None):
         return ours.deform_conv2d(x, o, w, b, **DEFORMABLE, mask=m)
-
-    @pytest.mark.parametrize("mask", [True, False])
-    def test_gradients(self, mask):
-        tensors = deformable(mask=mask)
-        tensors = tensors if mask else tensors[:4]
-        assert torch.autograd.gradcheck(self.call, tensors, fast_mode=True)
-        assert torch.autograd.gradgradcheck(self.call, tensors, fast_mode=True)
 
     def test_derivatives_of_third_order(self):
         x, o, w, b, m = deformable()
@@ -254,12 +328,9 @@ def in_order(tensors, bias):
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_operators_are_what_torch_expects(name):
     made, arguments = OPCHECKS[name]()
-    utils = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if (
-        made is not deform_grads
-    ):  # its derivative is a hundred operators, and takes minutes to trace with symbols
-        utils.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(made.dispatched, arguments, test_utils=utils)
+    # The derivative of deform_grads is a hundred operators, and takes minutes to trace with symbols.
+    traced = ["test_aot_dispatch_dynamic"] if made is not deform_grads else []
+    torch.library.opcheck(made.dispatched, arguments, test_utils=[*CHECKS, *traced])
 
 
 @pytest.mark.parametrize("name", OPCHECKS)

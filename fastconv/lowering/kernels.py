@@ -16,6 +16,7 @@ deform_conv_grad_tile      register tile, the samples' gradients, register tile
 dcn_grad_sum               the samples' gradients without the products
 separable_conv_bands       depthwise and pointwise in turn on bands of rows, what is between them in cache
 conv_weight_grad_dense     register tile, output channels in the vectors, pixels summed over
+conv_weight_grad_winograd_4, _6  stride 1 and 3x3 taps: products at 4x4 or 6x6 points, turned into taps at the end
 conv_weight_grad_planes    dot products of rows, pixels in the vectors, for groups of a few channels
 conv_weight_grad_depthwise_nchw  a channel at a time, its sums in registers, pixels in the vectors
 conv_weight_grad_depthwise_nhwc  the same with channels in the vectors
@@ -49,7 +50,7 @@ from .dcn_grad import lower_dcn_grad
 from .deform import PAIRS_TILE, channel_blocks, lower_deform
 from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
-from .dense import dense_flops, lower_dense
+from .dense import LANE_TILE, LANES, TILE, dense_flops, lower_dense
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_depthwise_grad_pixels, lower_depthwise_grad_planes
 from .fourier import FOURIER_TOLERANCE, fourier_flops, lower_fourier, refuse_fourier
@@ -58,6 +59,7 @@ from .program import Engines, round_up
 from .separable import lower_separable, refuse_separable
 from .weight_grad import lower_weight_grad
 from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
+from .winograd_grad import lower_winograd_grad, refuse_winograd_grad, winograd_grad_tiles
 
 __all__ = ["program_kernels"]
 
@@ -78,7 +80,8 @@ HALF_TILE = 0.1
 QUARTER_BYTES = 50e9
 L2_BYTES = 1 << 20
 MEMORY_BYTES = 10e9
-GATHERING = 2.0
+GATHERING = 1.5
+VECTOR_SUM = 5e-9
 OVERHEAD = 2e-6
 
 # The same for dense and Winograd kernels, fitted to what each of them took on 61 layers, called and planned, in both
@@ -99,7 +102,13 @@ ARRAY_BYTES = 36e9
 CACHE = 8.5e6  # weights beyond it are written and read again at
 BEYOND_BYTES = 14e9
 FAR_BYTES = 45e9  # those that are ready are read at
-LANES = 16
+# The same for weight gradients, fitted to 168 of them: the choice loses 2 %.
+WEIGHT_GRAD_FLOPS = 120e9
+WEIGHT_GRAD_TRANSFORM_BYTES = 20e9
+TILE_STEPS = 110  # to begin and to end a tile, after so many products at most
+TILE_BLOCK = 128
+LATENCY = 4  # of a product
+FEW_CHANNELS = 4  # and their taps share tiles
 # In float32 4e-6, about what the direct kernels of other libraries have.
 WINOGRAD_TOLERANCE = 32.0
 
@@ -186,6 +195,11 @@ def program_kernels(
         ("depthwise_nhwc", refuse_depthwise_grad("NHWC"), cost_depthwise_grad, lower_depthwise_grad_pixels),
     ):
         table.append(kernel(f"conv_weight_grad_{name}", WEIGHT_GRAD, refuse, cost, lower))
+    for points in (4, 6):
+        refuse, cost = refuse_winograd_grad(points), cost_winograd_grad(points)
+        tolerance = 0.0 if points <= EXACT_POINTS else WINOGRAD_TOLERANCE
+        name, lower = f"conv_weight_grad_winograd_{points}", lower_winograd_grad(points)
+        table.append(kernel(name, WEIGHT_GRAD[1:], refuse, cost, lower, tolerance))
     table.append(
         kernel(
             "deform_conv_grad_tile", DEFORM_GRAD, lambda problem: None, cost_deform_grad, lower_deform_grad
@@ -338,28 +352,60 @@ def cost_deform_grad(problem: Problem) -> float:
     return 3 * cost_deform(problem)
 
 
-def cost_weight_grad(problem: Problem) -> float:
-    """A tile is slow where output channels do not fill its vectors, or input channels its rows.
+def tile_flops(inputs: int, outputs: int, count: int) -> float:
+    """Return the operations that a sum of `count` outer products takes as long as.
 
-    Few channels of a group also leave it with too few sums to hide how long a product takes.
+    A tile takes no less than loading its rows and vectors, nor than one product after the other, and some time to begin
+    and to end.
     """
-    o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
-    idle = 0.6 * 16 * -(-o // 16) / o * max(1, 5 / (c * problem.taps))
-    if c > 1:
-        idle *= max(1, 8 / c)
-    return cost_flops(problem, FLOPS / idle)
+    blocks = -(-outputs // (LANE_TILE[1] * LANES))
+    vectors = -(-outputs // blocks // LANES)
+    rows = LANE_TILE[0] if vectors > TILE[1] else TILE[0]
+    tiles = [rows] * (inputs // rows) + [inputs % rows] * (inputs % rows > 0)
+    begun = TILE_STEPS * -(-count // TILE_BLOCK)
+    steps = sum(max(r * vectors, r + vectors, LATENCY) * count + begun for r in tiles)
+    return 2.0 * LANES * blocks * steps
+
+
+def cost_weight_grad(problem: Problem) -> float:
+    """Return the time of the product; few input channels share tiles with the taps."""
+    o, c, taps = problem.out_channels // problem.groups, problem.in_channels // problem.groups, problem.taps
+    pixels = math.prod(problem.output_size)
+    flops = taps * tile_flops(c, o, pixels) if c >= FEW_CHANNELS else tile_flops(c * taps, o, pixels)
+    seconds = problem.groups * flops / WEIGHT_GRAD_FLOPS * problem.dtype.itemsize / 4
+    return DENSE_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES
+
+
+def cost_winograd_grad(points: int) -> Callable[[Problem], float]:
+    """Return the time of the products and of the transforms of tiles.
+
+    With few tiles, as of 7x7 pixels, it takes about as long as the direct product on one image, and half as long on 8.
+    """
+
+    def cost(problem: Problem) -> float:
+        size, tiles = problem.dtype.itemsize, winograd_grad_tiles(problem, points)
+        o, c = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+        taps = problem.kernel_size[0] if problem.ndim == 3 else 1
+        flops = points**2 * taps * problem.groups * tile_flops(c, o, tiles)
+        # To begin with a block of output channels takes half as long as another vector of them.
+        channels = round_up(problem.in_channels, LANES) + problem.groups * (round_up(o, LANES) + LANES // 2)
+        transformed = points**2 * tiles * channels * size
+        seconds = flops / WEIGHT_GRAD_FLOPS * size / 4 + transformed / WEIGHT_GRAD_TRANSFORM_BYTES
+        return WINOGRAD_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES
+
+    return cost
 
 
 def cost_plane_grad(problem: Problem) -> float:
     """Pixels of a row fill the vectors or do not, and a tile of few output channels loads more than it computes.
 
-    Channels last, pixels are gathered one by one.
+    Each weight is the sum of a vector at the end. Channels last, pixels are gathered one by one.
     """
     o, vectors = problem.out_channels // problem.groups, problem.output_size[-1] / LANES
     idle = 0.62 * (math.ceil(vectors) + 0.6) / vectors * (1 + 1 / o)
     if problem.layout == "NHWC":
         idle *= GATHERING
-    return cost_flops(problem, FLOPS / idle)
+    return cost_flops(problem, FLOPS / idle) + math.prod(problem.weight_shape) * VECTOR_SUM
 
 
 def cost_depthwise_grad(problem: Problem) -> float:

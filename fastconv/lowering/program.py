@@ -81,8 +81,16 @@ _STRASSEN = "x y pairs block places sizes piece_count"
 _BLOCK = "x channels group offset_group w last given offsets places"
 _WEIGHT_GRAD = (
     "x gy gw sums work work_stride images first_image batch x_image x_group x_d x_h x_w n_d n_h n_w gy_image "
-    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block"
+    "gy_block channels blocks width units unit_parts unit_part taps tap_count places w_row unmet unmet_places k_block "
+    "together"
 )
+_WINOGRAD_GRAD = (
+    "x gy v u source_marks tile_marks gw sums direct work work_stride images first_image batch chunk band bands "
+    "together points x_image x_h x_w gy_image gy_block gy_h gy_w inputs v_row v_point u_block u_point sources source_count "
+    "source_pieces tiles tile_count tile_pieces taps tap_sources groups channels blocks width units unit_parts "
+    "unit_part unit k_block"
+)
+_WINOGRAD_GRAD_TILE = "source gy rows columns"
 _PLANE_GRAD = (
     "x gy gw work work_stride images x_image x_channel x_d x_h x_w gy_image gy_channel gy_d gy_h gy_w "
     "channels outputs n_d n_h n_w band lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h "
@@ -131,6 +139,8 @@ WORDS = {
     "grad_tap": tuple(_GRAD_TAP.split()),
     "deform_grad": tuple(_DEFORM_GRAD.split()),
     "grad_block": tuple(_GRAD_BLOCK.split()),
+    "winograd_grad": tuple(_WINOGRAD_GRAD.split()),
+    "winograd_grad_tile": tuple(_WINOGRAD_GRAD_TILE.split()),
     "plane_grad": tuple(_PLANE_GRAD.split()),
     "depthwise_grad": tuple(_DEPTHWISE_GRAD.split()),
     "plane_part": tuple(_PLANE_PART.split()),
@@ -154,6 +164,8 @@ ENGINES = {
     "deform": "deform",
     "dcn": "dcn",
     "weight_grad": "weight_grad",
+    "winograd_grad_tiles": "winograd_grad",
+    "winograd_grad": "winograd_grad",
     "plane_grad": "plane_grad",
     "depthwise_plane_grad": "depthwise_grad",
     "depthwise_pixel_grad": "depthwise_grad",

@@ -9,6 +9,7 @@ that is there run on fastconv::
     operation.py, arrays.py          what all operators share
     functional.py, modules.py        torch's functions and layers on top
     swap.py                          replace
+    threads.py                       one team of threads for both libraries
 """
 
 try:
@@ -41,6 +42,7 @@ from .modules import (
     DeformConv2dPack,
 )
 from .swap import Replacement, replace
+from .threads import share_threads
 
 __all__ = [
     "Conv1d",
@@ -61,3 +63,5 @@ __all__ = [
     "deform_conv2d",
     "replace",
 ]
+
+share_threads()

@@ -5,8 +5,8 @@ tables and run in the same threads as those in src/. Only that they are compiled
 needed, which lets an activation be any function that numba can compile. What was compiled stays on disk, so
 numba is imported only where something is compiled for the first time on a machine.
 
-- ``halo``, ``pack``, ``tile``, ``dense``, ``winograd``, ``depthwise``, ``deform``, ``weight_grad``, ``depthwise_grad``,
-  ``narrow_grad``, ``epilogue``: the engines, as in src/
+- ``halo``, ``pack``, ``tile``, ``dense``, ``winograd``, ``depthwise``, ``deform``, ``weight_grad``, ``winograd_grad``,
+  ``depthwise_grad``, ``narrow_grad``, ``epilogue``: the engines, as in src/
 - ``simd``: vectors, pointers and records for numba; ``moves``: copies and transposes
 - ``transforms``: the formulas of ``winograd``
 - ``activation``: silu, gelu, and the functions of users

@@ -1,6 +1,6 @@
 """From Python to functions that can be called by address: what imports numba.
 
-There are nineteen engines for each element type and vector width; shapes, strides, dilations, groups are data.
+There are twenty-one engines for each element type and vector width; shapes, strides, dilations, groups are data.
 """
 
 import functools
@@ -28,6 +28,7 @@ from .simd import Pointer, Record
 from .strassen import strassen_weights
 from .weight_grad import weight_grad
 from .winograd import winograd, winograd_inputs, winograd_weights
+from .winograd_grad import winograd_grad, winograd_grad_tiles
 
 __all__ = ["ENGINES", "compiled_activation", "compiled_engine", "compiled_function", "keep_code"]
 
@@ -51,6 +52,8 @@ ENGINES = {
     "deform": deform,
     "dcn": dcn,
     "weight_grad": weight_grad,
+    "winograd_grad_tiles": winograd_grad_tiles,
+    "winograd_grad": winograd_grad,
     "plane_grad": plane_grad,
     "depthwise_plane_grad": depthwise_plane_grad,
     "depthwise_pixel_grad": depthwise_pixel_grad,

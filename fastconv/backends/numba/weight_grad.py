@@ -3,10 +3,11 @@
 A row of the tile is an input channel at a tap, broadcast pixel by pixel; its vectors are output channels of the
 output's gradient, channels last. Pixels are found through tables made for each K block and tap, so a tap simply
 leaves out the pixels where it meets padding. The panel of a K block of pixels stays in L1 while taps and channels
-pass over it; each K block is summed from zero and then added, in the order of the pixels.
+pass over it; each K block is summed from zero and then added, in the order of the pixels. Some K blocks are added up before
+they are added to the total: the error grows with the additions of either.
 """
 
-from .moves import transpose
+from .moves import add_to, copy, transpose
 from .simd import address, helper, integers, lanes, reals, records, stack_integers
 from .tile import (
     MAX_K_BLOCK,
@@ -50,6 +51,14 @@ def met_pixels(a, tap, at, count, x_offsets, gy_offsets):
 
 
 @helper
+def grad_rows(a, vectors):
+    """Rows of the tile for so many vectors, of whichever shape is higher, and whether that is the one of channels."""
+    if vectors > tile_vectors(a) or (vectors <= lane_vectors(a) and lane_rows(a) > tile_rows(a)):
+        return lane_rows(a), True
+    return tile_rows(a), False
+
+
+@helper
 def store_weights(a, c, first, rows, channels, gw):
     """Sums of a task, rows of (unit, tap), become the weights of output channels."""
     at = integers(a.places) + first
@@ -75,21 +84,23 @@ def weight_grad(a, begin, end, thread):
         channel = block * a.width
         channels = min(a.channels - channel, a.width)
         nv = (channels + lanes(a) - 1) // lanes(a)
-        shapes, most = pixel_tiles(a), tile_rows(a)
-        if nv > tile_vectors(a) or (nv <= lane_vectors(a) and lane_rows(a) > most):
-            shapes, most = lane_tiles(a), lane_rows(a)
+        most, wide = grad_rows(a, nv)
+        shapes = lane_tiles(a) if wide else pixel_tiles(a)
         tiles = (units + most - 1) // most
         x = reals(a, a.x) + group * a.x_group
         gy = reals(a, a.gy) + (group * a.blocks + block) * a.gy_block
-        # Sums of one chunk alone never leave the thread's scratch.
         c = reals(a, a.work + thread * a.work_stride)
-        if a.first_image > 0 or not last:
-            c = reals(a, a.sums) + ((group * a.blocks + block) * a.units + first) * a.tap_count * a.width
+        size, begun, alone = units * a.tap_count * a.width, a.first_image > 0, False
+        # A total of one chunk alone never leaves the thread's scratch, and may be all that there is.
+        total = reals(a, a.sums) + ((group * a.blocks + block) * a.units + first) * a.tap_count * a.width
+        if last and not begun:
+            alone = pixels <= a.together * a.k_block
+            total = c if alone else c + size
         for k in range(0, pixels, a.k_block):
+            add = k // a.k_block % a.together
             for t in range(a.tap_count):
                 tap = records(a, a.taps, "grad_tap")[t]
                 offsets = integers(tap.x_offsets) + first
-                add = k + a.first_image
                 count = met_pixels(a, tap, k, min(pixels - k, a.k_block), x_offsets, gy_offsets)
                 if add > 0 and count == 0:
                     continue
@@ -100,23 +111,20 @@ def weight_grad(a, begin, end, thread):
                         row[r] = address(x + offsets[start + r])
                     c_t = c + (start * a.tap_count + t) * a.width
                     tile(
-                        shapes,
-                        rows,
-                        nv,
-                        count,
-                        row,
-                        x_offsets,
-                        gy,
-                        gy_offsets,
-                        c_t,
-                        a.tap_count * a.width,
-                        add,
-                    )
+                        shapes, rows, nv, count, row, x_offsets, gy, gy_offsets, c_t, a.tap_count * a.width, add
+                    )  # fmt: skip
+            if alone or (add < a.together - 1 and k + a.k_block < pixels):
+                continue
+            if begun:
+                add_to(total, c, size)
+            else:
+                copy(total, c, size)
+            begun = True
         if not last:
             continue
         gw = reals(a, a.gw) + (group * a.channels + channel) * a.w_row
         if a.tap_count > 0:
-            store_weights(a, c, first * a.tap_count, units * a.tap_count, channels, gw)
+            store_weights(a, total, first * a.tap_count, units * a.tap_count, channels, gw)
         if part == 0:
             places = integers(a.unmet_places)
             for i in range(a.unmet):
