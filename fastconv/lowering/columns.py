@@ -148,7 +148,7 @@ class Columns:
         pieces = [np.array_split(run, -(-len(run) // MAX_TAPS)) for run in runs]
         return [piece.tolist() for run in pieces for piece in run]
 
-    def taps_of_pixels(self, pixels: range) -> tuple[tuple[int, ...], ...]:
+    def taps_of_pixels(self, begin: int, end: int) -> tuple[tuple[int, ...], ...]:
         """Return the taps of a tile of these pixels of a row, and the masks of the lanes of their vectors.
 
         A tuple has what a column's kind is more than its taps, the first tap and where it reads, and three masks. Taps are
@@ -156,7 +156,7 @@ class Columns:
         """
         found = []
         for phase, (w, reads) in enumerate(self.phases):
-            inside = reads.inside[:, pixels.start : pixels.stop]
+            inside = reads.inside[:, begin:end]
             used = np.flatnonzero(inside.any(axis=1)).tolist()
             while used:
                 beside = [
@@ -164,7 +164,7 @@ class Columns:
                 ]
                 beside = beside if self.strided else used[:1]
                 kind = (phase + len(beside) - 1) * MAX_TAPS
-                masks = self._masks(inside[beside], len(pixels), reads.step)
+                masks = self._masks(inside[beside], end - begin, reads.step)
                 found.append((kind, int(w.taps[beside[0]]), int(reads.at[beside[0]]), *masks))
                 used = used[len(beside) :]
         return tuple(found)
@@ -220,7 +220,7 @@ class Columns:
 
 
 def _bits(lanes: np.ndarray) -> int:
-    return sum(1 << lane for lane in np.flatnonzero(lanes).tolist())
+    return int.from_bytes(np.packbits(lanes, bitorder="little").tobytes(), "little")
 
 
 def row_step(h: AxisSum, rows: int, least: int) -> tuple[int, int]:
@@ -258,6 +258,7 @@ class PlaneRows:
         self.b, self.columns, self.y = b, columns, y
         self.paired = len(columns.phases) > 1
         self.x = columns.reads[1].step, columns.reads[2].step
+        self._taps: dict[tuple[int, int], tuple] = {}
         self._tiles: dict[tuple, int] = {}
         self._bands: dict[tuple, int] = {}
 
@@ -279,9 +280,11 @@ class PlaneRows:
         if key not in self._tiles:
             tiles = []
             for size, at, part in self._pieces(rows):
-                pixels = range(at, at + _width(size, self.b.lanes))
                 place = {"x": at * self.x[1], "y": at * self.y[1] * len(self.columns.phases)}
-                taps = self.columns.taps_of_pixels(pixels)
+                stretch = at, at + _width(size, self.b.lanes)
+                if stretch not in self._taps:
+                    self._taps[stretch] = self.columns.taps_of_pixels(*stretch)
+                taps = self._taps[stretch]
                 tiles.append({"size": size, "part": part} | place | self.columns.groups(runs, taps))
             end = dict.fromkeys(WORDS["plane_tile"], 0)
             self._tiles[key] = self.b.records("plane_tile", [*tiles, end])
