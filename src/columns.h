@@ -10,6 +10,7 @@
  */
 
 #define MAX_VECTORS 8
+#define MAX_COLUMNS 3
 
 /* Sums of the K blocks before this one (or null) are added, then bias and RELU or RELU6, if that is the activation. */
 typedef struct {
@@ -20,35 +21,76 @@ typedef struct {
     int activation;
 } FN(way_out);
 
-/* acc[r][v] += w[j * w_step] * x[(r + j) * x_row + v * LANES], for the taps j of each column. */
-INLINE const int64_t *FN(add_columns)(const int rows, const int vectors, const int taps, const int64_t *column, const real *x,
-                                      int64_t x_row, const real *w, int64_t w_step, vec acc[COLUMN_ROWS][MAX_VECTORS])
+/* acc[r][v] += w[j * w_step] * x[(stride * r + j) * x_row + v * LANES], for the taps j of a column. `stride` 2: of every second
+ * pixel; as many `columns` as taps beside each other share what is loaded. whole: no lane or line is left out.
+ *
+ * Vectors that lie across two cache lines take twice as long to load, so a third column gets its vector from the first one's
+ * and a single pixel (96 x 56x56, 3x3, stride 2: 42 and not 49 us). */
+INLINE void FN(add_column)(const int rows, const int vectors, const int stride, const int taps, const int columns, const int whole,
+                           const plane_column_words *column, const real *x, int64_t x_row, const real *w, int64_t w_step,
+                           const int phase, vec acc[COLUMN_ROWS][MAX_VECTORS])
 {
-    const int64_t *end = column + column[1];
-    for (column += 2; column < end; column += 2) {
-        const real *xi = x + column[0], *wk = w + column[1];
-        vec weight[COLUMN_ROWS];
+    const int masked = !whole && vectors == 1;
+    const FN(lane_mask) mask = FN(held_mask)(FN(mask_of)(column->mask)), next = FN(held_mask)(FN(mask_of)(column->next_mask));
+    const FN(lane_mask) last = FN(held_mask)(FN(mask_of)(column->last_mask));
+    const int64_t lines = column->lines;
+    const real *xi = x + column->x, *wk = w + column->w;
+    vec weight[MAX_COLUMNS][COLUMN_ROWS];
+    UNROLL(8)
+    for (int j = 0; j < taps; j++, wk += w_step) {
+        UNROLL(4)
+        for (int k = 0; k < columns; k++)
+            weight[k][j] = FN(held)(FN(splat)(wk[k]));
+    }
+    UNROLL(32)
+    for (int i = 0; i < stride * (rows - 1) + taps; i++, xi += x_row) {
+        if ((!whole && !(lines >> i & 1)) || (stride == 2 && taps == 1 && i % 2))
+            continue;
         UNROLL(8)
-        for (int j = 0; j < taps; j++, wk += w_step)
-            weight[j] = FN(held)(FN(splat)(*wk));
-        UNROLL(16)
-        for (int i = 0; i < rows + taps - 1; i++, xi += x_row) {
-            UNROLL(8)
-            for (int v = 0; v < vectors; v++) {
-                vec value = FN(held)(FN(load)(xi + v * LANES));
+        for (int v = 0; v < vectors; v++) {
+            vec value[MAX_COLUMNS];
+            value[0] = masked ? FN(load_masked)(xi, mask) : FN(load)(xi + v * LANES);
+            if (stride == 2) {
+                vec both = masked ? FN(load_masked)(xi + LANES, next) : FN(load)(xi + LANES);
+                if (columns > 1)
+                    value[1] = FN(held)(FN(odds)(value[0], both));
+                value[0] = FN(evens)(value[0], both);
+                if (columns > 2)
+                    value[2] = FN(held)(FN(moved_on)(value[0], FN(load_masked)(xi + 2 * LANES, last)));
+            }
+            value[0] = FN(held)(value[0]);
+            UNROLL(4)
+            for (int k = 0; k < columns; k++) {
                 UNROLL(8)
                 for (int j = 0; j < taps; j++)
-                    if (i - j >= 0 && i - j < rows)
-                        acc[i - j][v] = FN(fma)(weight[j], value, acc[i - j][v]);
+                    if (i >= j && (i - j) % stride == 0 && (i - j) / stride < rows)
+                        acc[(i - j) / stride][phase + v] = FN(fma)(weight[k][j], value[k], acc[(i - j) / stride][phase + v]);
             }
         }
     }
-    return column;
 }
 
-/* Sum one K block and return where the next one begins. */
-INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const int64_t *group, const real *x, int64_t x_row,
-                                       const real *w, int64_t w_step, const FN(way_out) *out)
+INLINE const int64_t *FN(add_columns)(const int rows, const int vectors, const int stride, const int taps, const int columns,
+                                      const int64_t *group, const real *x, int64_t x_row, const real *w, int64_t w_step,
+                                      const int phase, vec acc[COLUMN_ROWS][MAX_VECTORS])
+{
+    const int64_t all_lines = ((int64_t)1 << (stride * (rows - 1) + taps)) - 1, all_lanes = ((int64_t)1 << LANES) - 1;
+    const plane_column_words *column = (const plane_column_words *)(group + 2), *end = column + group[1];
+    for (; column < end; column++) {
+        int whole = column->lines == all_lines && (vectors > 1 || (column->mask == all_lanes && (stride == 1 || column->next_mask == all_lanes)));
+        /* With AVX-512 masks cost nothing: unmasked columns of their own gained nothing but where they have a single tap. */
+        if ((ISA_LEVEL < 2 || taps == 1) && whole)
+            FN(add_column)(rows, vectors, stride, taps, columns, 1, column, x, x_row, w, w_step, phase, acc);
+        else
+            FN(add_column)(rows, vectors, stride, taps, columns, 0, column, x, x_row, w, w_step, phase, acc);
+    }
+    return (const int64_t *)end;
+}
+
+/* Sum one K block and return where the next one begins. If `phases` is 2, a vector of each phase of the output's rows: they
+ * are zipped on their way out (64 x 56x56 to 112x112, 2x2: 114 us, and 160 by way of rows that lie apart in scratch). */
+INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const int stride, const int phases, const int64_t *group,
+                                       const real *x, int64_t x_row, const real *w, int64_t w_step, const FN(way_out) *out)
 {
     vec acc[COLUMN_ROWS][MAX_VECTORS];
     UNROLL(8)
@@ -58,11 +100,19 @@ INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const 
             acc[r][v] = (vec){0};
     }
     for (;;) {
-#define CASE(TAPS)                                                                                                     \
-    case TAPS:                                                                                                         \
-        group = FN(add_columns)(rows, vectors, TAPS, group, x, x_row, w, w_step, acc);                                 \
+#define CASE(TAPS, COLUMNS, PHASE)                                                                                     \
+    case TAPS + (COLUMNS + PHASE - 1) * MAX_COLUMN_TAPS:                                                               \
+        group = FN(add_columns)(rows, phases == 2 ? 1 : vectors, stride, TAPS, COLUMNS, group, x, x_row, w, w_step, PHASE, acc); \
         continue;
-        switch (group[0]) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) }
+#define CASES(COLUMNS, PHASE)                                                                                          \
+    CASE(1, COLUMNS, PHASE) CASE(2, COLUMNS, PHASE) CASE(3, COLUMNS, PHASE) CASE(4, COLUMNS, PHASE) CASE(5, COLUMNS, PHASE)
+        if (stride == 2)
+            switch (group[0]) { CASES(1, 0) CASES(2, 0) CASES(3, 0) }
+        else if (phases == 2)
+            switch (group[0]) { CASES(1, 0) CASES(1, 1) }
+        else
+            switch (group[0]) { CASES(1, 0) }
+#undef CASES
 #undef CASE
         break;
     }
@@ -71,10 +121,17 @@ INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const 
     for (int r = 0; r < rows; r++) {
         UNROLL(8)
         for (int v = 0; v < vectors; v++) {
-            if (out->total)
+            if (out->total && phases == 1)
                 acc[r][v] = FN(load)(out->total + (r * vectors + v) * LANES) + acc[r][v];
-            acc[r][v] += bias;
         }
+        if (out->total && phases == 2) {
+            vec one = FN(load)(out->total + r * 2 * LANES), two = FN(load)(out->total + r * 2 * LANES + LANES);
+            acc[r][0] = FN(evens)(one, two) + acc[r][0];
+            acc[r][1] = FN(odds)(one, two) + acc[r][1];
+        }
+        UNROLL(8)
+        for (int v = 0; v < vectors; v++)
+            acc[r][v] += bias;
     }
     if (out->activation) {
         vec zero = {0}, most = FN(splat)(out->activation == RELU6 ? (real)6 : (real)INFINITY);
@@ -91,60 +148,81 @@ INLINE const int64_t *FN(columns_body)(const int rows, const int vectors, const 
     int64_t y_row = out->y_row, part = out->part;
     UNROLL(8)
     for (int r = 0; r < rows; r++, y += y_row) {
+        if (phases == 2) {
+            vec one = acc[r][0];
+            acc[r][0] = FN(zip_low)(one, acc[r][1]);
+            acc[r][1] = FN(zip_high)(one, acc[r][1]);
+        }
         UNROLL(8)
         for (int v = 0; v < vectors; v++) {
-            if (vectors == 1 && part)
-                FN(store_part)(y, acc[r][v], part);
-            else
+            if ((vectors == 1 || phases == 2) && part && part < (v + 1) * LANES) {
+                if (part > v * LANES)
+                    FN(store_part)(y + v * LANES, acc[r][v], part - v * LANES);
+            } else {
                 FN(store)(y + v * LANES, acc[r][v]);
+            }
         }
     }
     return group + 1;
 }
 
-#define SHAPE(R, V)                                                                                                    \
-    static NOINLINE const int64_t *FN(columns_##R##x##V)(const int64_t *group, const real *x, int64_t x_row,           \
-                                                         const real *w, int64_t w_step, const FN(way_out) *out)        \
+#define SHAPE(R, V, NAME, STRIDE, PHASES)                                                                              \
+    static NOINLINE const int64_t *FN(NAME##_##R##x##V)(const int64_t *group, const real *x, int64_t x_row,            \
+                                                        const real *w, int64_t w_step, const FN(way_out) *out)         \
     {                                                                                                                  \
-        return FN(columns_body)(R, V, group, x, x_row, w, w_step, out);                                                \
+        return FN(columns_body)(R, V, STRIDE, PHASES, group, x, x_row, w, w_step, out);                                \
     }
-SHAPE(1, 1) SHAPE(1, 2) SHAPE(1, 4) SHAPE(1, 8) SHAPE(2, 1) SHAPE(2, 2) SHAPE(2, 4) SHAPE(3, 1) SHAPE(3, 2)
-SHAPE(4, 1) SHAPE(4, 2) SHAPE(5, 1) SHAPE(6, 1) SHAPE(7, 1) SHAPE(8, 1)
+#define C_(R, V) SHAPE(R, V, columns, 1, 1)
+C_(1, 1) C_(1, 2) C_(1, 4) C_(1, 8) C_(2, 1) C_(2, 2) C_(2, 4) C_(3, 1) C_(3, 2)
+C_(4, 1) C_(4, 2) C_(5, 1) C_(6, 1) C_(7, 1) C_(8, 1)
+#undef C_
+#if ISA_LEVEL == 2
+SHAPE(1, 1, second_columns, 2, 1) SHAPE(2, 1, second_columns, 2, 1) SHAPE(4, 1, second_columns, 2, 1) SHAPE(7, 1, second_columns, 2, 1)
+#endif
+SHAPE(1, 2, paired_columns, 1, 2) SHAPE(2, 2, paired_columns, 1, 2) SHAPE(4, 2, paired_columns, 1, 2)
 #undef SHAPE
 
 typedef const int64_t *(*FN(columns_fn))(const int64_t *, const real *, int64_t, const real *, int64_t, const FN(way_out) *);
 
 #define C_(R, V) FN(columns_##R##x##V)
+#if ISA_LEVEL == 2 /* Others take so long to part the pixels that copies take less (96 x 56x56, 5x5: 162 and not 96 us). */
+#define S_(R) , [5] = FN(second_columns_##R##x1)
+#else
+#define S_(R)
+#endif
+#define P_(R) , [6] = FN(paired_columns_##R##x2)
 #ifdef HALF /* Tiles of half a vector round alike, but their arguments have types of their own. */
 #define H_(R) , [4] = (FN(columns_fn))HALF_FN(columns_##R##x1)
 #else
 #define H_(R)
 #endif
-/* By rows, and by the logarithm of vectors; 4 is half a vector. */
-static const FN(columns_fn) FN(columns)[COLUMN_ROWS + 1][5] = {
+/* By rows, and by the word `size`. */
+static const FN(columns_fn) FN(columns)[COLUMN_ROWS + 1][7] = {
     {0},
-    {C_(1, 1), C_(1, 2), C_(1, 4), C_(1, 8) H_(1)},
-    {C_(2, 1), C_(2, 2), C_(2, 4) H_(2)},
+    {C_(1, 1), C_(1, 2), C_(1, 4), C_(1, 8) H_(1) S_(1) P_(1)},
+    {C_(2, 1), C_(2, 2), C_(2, 4) H_(2) S_(2) P_(2)},
     {C_(3, 1), C_(3, 2) H_(3)},
-    {C_(4, 1), C_(4, 2) H_(4)},
+    {C_(4, 1), C_(4, 2) H_(4) S_(4) P_(4)},
     {C_(5, 1) H_(5)},
     {C_(6, 1) H_(6)},
-    {C_(7, 1) H_(7)},
+    {C_(7, 1) H_(7) S_(7)},
     {C_(8, 1) H_(8)},
 };
 #undef C_
+#undef S_
+#undef P_
 #undef H_
 
 /* The same with channels last: the rows of a tile are pixels of one row, and a vector is of channels. Kernel rows are
  * pairs of (address of an image row, its weights), their number in front; all of them have the same columns: taps,
  * weights, and where in an image row the rows + taps - 1 pixels lie, in bytes. Results go to y[r * y_row + channel],
- * for `many` vectors of channels. */
+ * for `many` vectors of channels, the second of which is `step` behind the first. */
 typedef struct {
     real *y;
     int64_t y_row;
     const real *bias; /* may be null */
     int64_t part;     /* channels of the only vector, if not all */
-    int64_t many;
+    int64_t many, step;
     const real *total;
     int activation;
 } FN(pixels_out);
@@ -174,7 +252,7 @@ INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int6
                                       int64_t channel, const real *w, int64_t w_step, const FN(pixels_out) *out)
 {
     const int64_t *column = columns, *row_end = kernel_rows + 1 + 2 * kernel_rows[0];
-    for (int64_t last = channel + out->many * LANES; channel < last; channel += LANES) {
+    for (int64_t many = out->many, step = out->step; many > 0; many--, channel += step, step = LANES) {
         vec acc[COLUMN_ROWS], bias = {0};
         UNROLL(8)
         for (int r = 0; r < rows; r++)
@@ -240,3 +318,4 @@ SHAPES(part_pixels, 1)
 #undef SHAPES
 #undef SHAPE
 #undef MAX_VECTORS
+#undef MAX_COLUMNS

@@ -1,8 +1,10 @@
 /* One input channel a group. There is no matrix product to block, so what counts is how often a value is moved.
  *
- * Tried and lost for planes, on 14x14 x 576 with a 3x3 kernel (45 us): copies of a few rows between the tiles of the band
- * before, instead of all at once (48 to 72 us); tiles and copies worked out in loops, instead of listed in tables (58 us);
- * rows copied one by one through the maps (103 us).
+ * Planes are read in place, with masks for the lanes in the padding: copied into scratch with a halo first, 96 x 56x56 takes
+ * 100 and not 79 us with a 3x3 kernel, and 57 and not 42 us with stride 2. Copies remain for padding that is not zero, for
+ * strides that have no tiles, and for single rows. Tried and lost for these, on 576 x 14x14 with a 3x3 kernel (45 us): copies
+ * of a few rows between the tiles of the band before, instead of all at once (48 to 72 us); tiles and copies worked out in
+ * loops, instead of listed in tables (58 us); rows copied one by one through the maps (103 us).
  */
 
 /* The rows of one band of one channel, each element through its maps: for padding that is not zero. */
@@ -20,19 +22,13 @@ static NOINLINE void FN(map_band)(const depthwise_planes_words *a, const real *x
             }
 }
 
-/* One band of one channel in line space: in place, if nothing is padded and the array reaches far enough behind it,
- * or in scratch, whose zeros are there already. */
+/* One band of one channel: in place, or in line space in scratch, whose zeros are there already. */
 INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x, int64_t band, real *scratch)
 {
-    int64_t first_row = band * a->band;
-    if (a->direct) {
-        int64_t lines = a->h_lines - first_row < a->band_lines ? a->h_lines - first_row : a->band_lines;
-        const real *end = x + (a->lines_d - 1) * a->line_d + (first_row + lines) * a->line_h + LANES;
-        if ((const real *)a->x_end - end >= 0)
-            return x + first_row * a->line_h;
-    }
+    if (a->in_place)
+        return x + band * a->x_band;
     if (!a->copies)
-        FN(map_band)(a, x, first_row, scratch);
+        FN(map_band)(a, x, band * a->band, scratch);
     else
         for (const copy_words *c = ((const copy_words *const *)a->copies)[band]; c->rows; c++)
             FN(copy_rows)(c, scratch, x);
@@ -40,12 +36,13 @@ INLINE const real *FN(band_lines)(const depthwise_planes_words *a, const real *x
 }
 
 /* One tile by way of a buffer: several K blocks, strided output, activations that are not simple. */
-static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w,
-                                       real *y, int64_t activation, FN(way_out) out)
+static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_tile_words *tile, int64_t rows, const real *x,
+                                       const real *w, real *y, int64_t activation, FN(way_out) out)
 {
+    static const int64_t widths[] = {LANES, 2 * LANES, 4 * LANES, 8 * LANES, LANES / 2, LANES, 2 * LANES};
     real c[COLUMN_ROWS * (VEC_BYTES / sizeof(real))];
-    FN(columns_fn) columns = FN(columns)[tile->rows][tile->size];
-    int64_t width = tile->size < 4 ? LANES << tile->size : LANES / 2;
+    FN(columns_fn) columns = FN(columns)[rows][tile->size];
+    int64_t width = widths[tile->size];
     const int64_t *group = (const int64_t *)tile->groups;
     FN(way_out) aside = {c, width, 0, 0, 0, LINEAR};
     for (int64_t block = tile->blocks; block > 1; block--) {
@@ -57,25 +54,29 @@ static NOINLINE void FN(buffered_tile)(const plane_sum_words *sum, const plane_t
     out.part = 0;
     columns(group, x, sum->x_row, w, sum->w_step, &out);
     if (activation > RELU6)
-        FN(finish_row)(c, tile->rows * width, 0, activation);
-    for (int64_t r = 0; r < tile->rows; r++)
+        FN(finish_row)(c, rows * width, 0, activation);
+    for (int64_t r = 0; r < rows; r++)
         FN(copy_spread)(y + r * sum->y_row, sum->y_w, c + r * width, tile->part ? tile->part : width);
 }
 
 /* All tiles of a plane of a band. */
-INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_tile_words *tile, const real *x, const real *w, real bias,
+INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_row_words *row, const real *x, const real *w, real bias,
                           int64_t activation, real *y)
 {
     int64_t x_row = sum->x_row, w_step = sum->w_step;
     int simple = activation <= RELU6, direct = simple && sum->y_w == 1;
     FN(way_out) out = {0, sum->y_row, 0, 0, bias, simple ? (int)activation : LINEAR};
-    for (; tile->rows; tile++) {
-        if (direct && tile->blocks == 1 && (!tile->part || (ISA_LEVEL == 2 && tile->size == 0))) {
-            out.y = y + tile->y;
-            out.part = tile->part;
-            FN(columns)[tile->rows][tile->size]((const int64_t *)tile->groups, x + tile->x, x_row, w, w_step, &out);
-        } else {
-            FN(buffered_tile)(sum, tile, x + tile->x, w, y + tile->y, activation, out);
+    for (; row->rows; row++) {
+        const real *x_r = x + row->x;
+        real *y_r = y + row->y;
+        for (const plane_tile_words *tile = (const plane_tile_words *)row->tiles; tile->groups; tile++) {
+            if (direct && tile->blocks == 1 && (!tile->part || (ISA_LEVEL == 2 && tile->size != 4))) {
+                out.y = y_r + tile->y;
+                out.part = tile->part;
+                FN(columns)[row->rows][tile->size]((const int64_t *)tile->groups, x_r + tile->x, x_row, w, w_step, &out);
+            } else {
+                FN(buffered_tile)(sum, tile, row->rows, x_r + tile->x, w, y_r + tile->y, activation, out);
+            }
         }
     }
 }
@@ -83,25 +84,6 @@ INLINE void FN(sum_plane)(const plane_sum_words *sum, const plane_tile_words *ti
 /* y[i * count + k] = x[k * x_row + i] for i * count + k < n. Each row of x goes on for a vector. */
 static void FN(merge)(real *restrict y, const real *restrict x, int64_t x_row, int64_t count, int64_t n)
 {
-    if (count == 2) {
-        int64_t i = 0;
-        for (; n - 2 * i >= 2 * LANES; i += LANES) {
-            vec a = FN(load)(x + i), b = FN(load)(x + x_row + i);
-            FN(store)(y + 2 * i, FN(zip_low)(a, b));
-            FN(store)(y + 2 * i + LANES, FN(zip_high)(a, b));
-        }
-        int64_t left = n - 2 * i;
-        if (left > 0) {
-            vec a = FN(load)(x + i), b = FN(load)(x + x_row + i);
-            if (left > LANES) {
-                FN(store)(y + 2 * i, FN(zip_low)(a, b));
-                FN(store_part)(y + 2 * i + LANES, FN(zip_high)(a, b), left - LANES);
-            } else {
-                FN(store_part)(y + 2 * i, FN(zip_low)(a, b), left);
-            }
-        }
-        return;
-    }
     int64_t whole = n / count;
     FN(transpose)(y, count, x, x_row, count, whole);
     for (int64_t k = 0; k < n - whole * count; k++)
@@ -139,16 +121,15 @@ static void FN(sum_band)(const depthwise_planes_words *a, const plane_sum_words 
     const real *w = (const real *)a->w + o * a->kernel_taps;
     real bias = a->b ? ((const real *)a->b)[o] : 0, *apart = scratch + a->spare;
     real *y = (real *)a->y + image * a->y_image + o * a->y_channel + sums->y + band * a->band * sums->y_h;
-    int last = band == a->bands - 1;
     for (int64_t d = 0; d < sums->n_d; d++, y += sums->y_d) {
         for (int64_t s = 0; s < a->w_sums; s++) {
             const plane_sum_words *sum = sums + s;
-            FN(sum_plane)(sum, (const plane_tile_words *)(last ? sum->last_tiles : sum->tiles), lines + d * sum->x_d, w, bias, a->activation,
+            FN(sum_plane)(sum, ((const plane_row_words *const *)sum->rows)[band], lines + d * sum->x_d, w, bias, a->activation,
                           a->w_sums == 1 ? y : apart + s * a->spare_sum);
         }
         if (a->w_sums == 1)
             continue;
-        int64_t rows = last ? sums->n_h - band * a->band : a->band;
+        int64_t rows = sums->n_h - band * a->band < a->band ? sums->n_h - band * a->band : a->band;
         for (int64_t h = 0; h < rows; h++)
             FN(merge)(y + h * sums->y_h, apart + h * a->spare_sum / a->band, a->spare_sum, a->w_sums, a->out_w);
     }
@@ -231,19 +212,20 @@ static void FN(addressed_columns)(const int64_t *kernel_rows, const int64_t *col
     *to = 0;
 }
 
-/* A tile of pixels for some channels. The last vector of all overlaps the one before, or is the only one. */
+/* A tile of pixels for some channels. The last vector of all overlaps the one before, or is the only one; the second one of
+ * all, at `shift` if that is not 0, overlaps the first. */
 static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t pixels, const int64_t *kernel_rows,
-                           const int64_t *columns, int64_t blocks, int64_t channel, int64_t end, real *y)
+                           const int64_t *columns, int64_t blocks, int64_t channel, int64_t end, int64_t shift, real *y)
 {
     real c[COLUMN_ROWS * (VEC_BYTES / sizeof(real))];
     const real *w = (const real *)a->w, *bias = (const real *)a->b;
     int simple = a->activation <= RELU6;
     while (channel < end) {
-        int64_t left = end - channel, width = LANES, part = 0, many = 1;
+        int64_t step = channel == 0 && shift ? shift : LANES, left = end - channel, width = LANES, part = 0, many = 1;
         FN(pixels_fn) tile = FN(pixels)[pixels];
         if (left >= LANES) {
             if (blocks == 1 && simple)
-                many = left / LANES;
+                many = (left - step) / LANES + 1;
         } else {
 #ifdef HALF
             if (left <= LANES / 2 && a->channels >= LANES / 2) {
@@ -258,7 +240,7 @@ static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_word
                 tile = FN(part_pixels)[pixels];
             }
         }
-        FN(pixels_out) out = {c - channel, width, 0, part, many, 0, LINEAR};
+        FN(pixels_out) out = {c - channel, width, 0, part, many, step, 0, LINEAR};
         const int64_t *column = columns;
         for (int64_t block = blocks; block > 1; block--) {
             column = tile(kernel_rows, column, channel, w, sum->w_step, &out);
@@ -276,14 +258,15 @@ static void FN(pixel_tile)(const depthwise_pixels_words *a, const pixel_sum_word
             for (int64_t r = 0; r < pixels; r++)
                 FN(copy)(y + r * sum->y_row + channel, c + r * width, part ? part : width);
         }
-        channel += many * width;
+        channel += step + (many - 1) * LANES;
     }
 }
 
 /* The tiles of a strip of columns in all rows of a band, for some channels. From row to row: what the rows of a kernel read
  * in common stays in L1, and each row of the image comes from below once. */
 INLINE void FN(pixel_strip)(const depthwise_pixels_words *a, const pixel_sum_words *sum, int64_t first_row, int64_t row_count,
-                            int64_t tile, int64_t tile_end, const int64_t *rows, const int64_t *lists, int64_t channel, int64_t end, real *y)
+                            int64_t tile, int64_t tile_end, const int64_t *rows, const int64_t *lists, int64_t channel, int64_t end, int64_t shift,
+                            real *y)
 {
     static const int64_t one_row[] = {1, 0, 0};
     const pixel_tile_words *tiles = (const pixel_tile_words *)sum->tiles;
@@ -292,9 +275,10 @@ INLINE void FN(pixel_strip)(const depthwise_pixels_words *a, const pixel_sum_wor
         for (int64_t t = tile; t < tile_end; t++) {
             const int64_t *list = lists + tiles[t].list;
             if (tiles[t].list < 0)
-                FN(pixel_tile)(a, sum, tiles[t].pixels, rows, (const int64_t *)tiles[t].columns, 1, channel, end, y_r + tiles[t].y);
+                FN(pixel_tile)(a, sum, tiles[t].pixels, rows, (const int64_t *)tiles[t].columns, 1, channel, end, shift,
+                               y_r + tiles[t].y);
             else
-                FN(pixel_tile)(a, sum, tiles[t].pixels, one_row, list + 1, list[0], channel, end, y_r + tiles[t].y);
+                FN(pixel_tile)(a, sum, tiles[t].pixels, one_row, list + 1, list[0], channel, end, shift, y_r + tiles[t].y);
         }
     }
 }
@@ -327,11 +311,12 @@ static void FN(depthwise_pixels)(const int64_t *words, int64_t begin, int64_t en
         int64_t channel = block ? vectors * block / a->blocks * LANES + shift : 0;
         int64_t last = block + 1 < a->blocks ? vectors * (block + 1) / a->blocks * LANES + shift : a->channels;
         while (channel < last) {
-            int64_t next = channel < shift ? LANES : channel + a->piece < last ? channel + a->piece : last;
+            int64_t next = channel + a->piece + (channel == 0 ? shift : 0);
+            next = next < last ? next : last;
             for (int64_t t = 0; t < sum->tile_count; t += sum->strip)
                 FN(pixel_strip)(a, sum, first_row, row_count, t, t + sum->strip < sum->tile_count ? t + sum->strip : sum->tile_count, rows,
-                                lists, channel, next, (real *)a->y + image * a->y_image + sum->y);
-            channel = channel < shift ? shift : next;
+                                lists, channel, next, shift, (real *)a->y + image * a->y_image + sum->y);
+            channel = next;
         }
     }
 }

@@ -18,42 +18,6 @@
 #define LEAST_LINES 8
 #define SQUARE 16
 
-/* A mask of lanes, and the elements there; what is not in the mask is zero and not touched. */
-#if ISA_LEVEL == 2 && IS_FLOAT
-typedef __mmask16 FN(lane_mask);
-INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask16)bits; }
-INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_ps(mask, p); }
-#elif ISA_LEVEL == 2
-typedef __mmask8 FN(lane_mask);
-INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask8)bits; }
-INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_pd(mask, p); }
-#else
-typedef ivec FN(lane_mask);
-INLINE FN(lane_mask) FN(mask_of)(int64_t bits)
-{
-    ivec lane;
-    UNROLL(8)
-    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
-        lane[i] = (int_of_real)1 << i;
-    return (((int_of_real)bits - (ivec){0}) & lane) != 0;
-}
-INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask)
-{
-#if ISA_LEVEL == 1 && IS_FLOAT
-    return (vec)_mm256_maskload_ps(p, (__m256i)mask);
-#elif ISA_LEVEL == 1
-    return (vec)_mm256_maskload_pd(p, (__m256i)mask);
-#else
-    vec part = {0};
-    UNROLL(8)
-    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
-        if (mask[i])
-            part[i] = p[i];
-    return part;
-#endif
-}
-#endif
-
 /* One of the loads of a tile; whole: no lane is masked. */
 INLINE vec FN(load_lanes)(const int whole, const real *p, const FN(lane_mask) *mask)
 {

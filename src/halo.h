@@ -57,6 +57,19 @@ static void FN(fill_row)(real *y, int64_t y_phase, const real *x, int64_t x_w, i
     }
 }
 
+INLINE void FN(split_two)(real *even, real *odd, vec a, vec b)
+{
+    FN(store)(even, FN(evens)(a, b));
+    FN(store)(odd, FN(odds)(a, b));
+}
+
+INLINE void FN(split_three)(real *first, real *second, real *last, vec a, vec b, vec c)
+{
+    FN(store)(first, FN(thirds)(a, b, c));
+    FN(store)(second, FN(second_thirds)(a, b, c));
+    FN(store)(last, FN(last_thirds)(a, b, c));
+}
+
 /* Copies of COPY_WORDS. Zeros fill the last vector of a row, so that all vectors are stored whole. */
 static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
 {
@@ -71,23 +84,23 @@ static void FN(copy_rows)(const copy_words *c, real *to, const real *x)
             FN(store)(y + whole, FN(load_part)(x + whole, n - whole));
         }
     } else if (step == -2) {
-        int64_t whole = (n - 1) / (2 * LANES) * (2 * LANES);
-        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row)
-            for (int64_t i = 0; i < n; i += 2 * LANES) {
-                vec a = i < whole ? FN(load)(x + i) : FN(load_some)(x + i, n - i);
-                vec b = i < whole ? FN(load)(x + i + LANES) : FN(load_some)(x + i + LANES, n - i - LANES);
-                FN(store)(y + i / 2, FN(evens)(a, b));
-                FN(store)(odd + i / 2, FN(odds)(a, b));
-            }
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row) {
+            int64_t i = 0;
+            for (; n - i >= 2 * LANES; i += 2 * LANES)
+                FN(split_two)(y + i / 2, odd + i / 2, FN(load)(x + i), FN(load)(x + i + LANES));
+            if (i < n)
+                FN(split_two)(y + i / 2, odd + i / 2, FN(load_some)(x + i, n - i), FN(load_some)(x + i + LANES, n - i - LANES));
+        }
     } else if (step == -3) {
-        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, x += x_row)
-            for (int64_t i = 0; i < n; i += 3 * LANES) {
-                vec one = FN(load_some)(x + i, n - i), two = FN(load_some)(x + i + LANES, n - i - LANES);
-                vec three = FN(load_some)(x + i + 2 * LANES, n - i - 2 * LANES);
-                FN(store)(y + i / 3, FN(thirds)(one, two, three));
-                FN(store)(odd + i / 3, FN(second_thirds)(one, two, three));
-                FN(store)(odd + c->third - c->odd + i / 3, FN(last_thirds)(one, two, three));
-            }
+        real *third = to + c->third;
+        for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, odd += y_row, third += y_row, x += x_row) {
+            int64_t i = 0;
+            for (; n - i >= 3 * LANES; i += 3 * LANES)
+                FN(split_three)(y + i / 3, odd + i / 3, third + i / 3, FN(load)(x + i), FN(load)(x + i + LANES), FN(load)(x + i + 2 * LANES));
+            if (i < n)
+                FN(split_three)(y + i / 3, odd + i / 3, third + i / 3, FN(load_some)(x + i, n - i), FN(load_some)(x + i + LANES, n - i - LANES),
+                                FN(load_some)(x + i + 2 * LANES, n - i - 2 * LANES));
+        }
     } else {
         for (int64_t rows = c->rows; rows > 0; rows--, y += y_row, x += x_row)
             if (step == 0)

@@ -48,7 +48,7 @@
 
 /* Depthwise tiles: rows (or pixels) of one, and taps of a column. */
 #define COLUMN_ROWS 8
-#define COLUMN_TAPS 5
+#define MAX_COLUMN_TAPS 5
 
 /* Winograd's outputs that leave together stay in L1; the most tiles of a task; and bytes of a block of output channels. */
 #define LEAVING_PIXELS 128

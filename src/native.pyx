@@ -30,7 +30,7 @@ cdef extern from "native.h" nogil:
         const char *fields
     word_layout *word_layouts
     int WORD_LAYOUTS
-    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_PIXELS, MAX_WINOGRAD_TILES, WINOGRAD_WIDTH, COLUMN_ROWS, COLUMN_TAPS, PROGRESS_STEP
+    int MAX_K_BLOCK, MAX_PIXEL_BLOCK, LEAVING_PIXELS, MAX_WINOGRAD_TILES, WINOGRAD_WIDTH, COLUMN_ROWS, MAX_COLUMN_TAPS, PROGRESS_STEP
     int INPUT, WEIGHT, BIAS, OFFSET, MASK, OUTPUT, GRAD_INPUT, GRAD_OFFSET, GRAD_WEIGHT, GRAD_MASK, SCRATCH, PACKED, THREAD, INPUT_END
     int IMAGES, THREAD_STRIDE, FIRST_IMAGE, OPERANDS
     ctypedef struct stage_words:
@@ -106,7 +106,7 @@ def word_tables():
 def limits():
     """Return the sizes the engines were compiled for, which lowering has to know."""
     return {"k_block": MAX_K_BLOCK, "pixel_block": MAX_PIXEL_BLOCK, "leaving_pixels": LEAVING_PIXELS, "winograd_tiles": MAX_WINOGRAD_TILES, "winograd_width": WINOGRAD_WIDTH,
-            "column_rows": COLUMN_ROWS, "column_taps": COLUMN_TAPS, "progress_step": PROGRESS_STEP}
+            "column_rows": COLUMN_ROWS, "column_taps": MAX_COLUMN_TAPS, "progress_step": PROGRESS_STEP}
 
 
 def limit_seconds(str isa, str limit, str dtype, int64_t size, int64_t count, int repeats, int threads):

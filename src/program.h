@@ -102,11 +102,10 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
  * reads `pieces` of them from `source` on at the first tap and those `step` further on at the next ones. */
 #define WINOGRAD_TILE_WORDS(W) W(source) W(step) W(y) W(rows) W(columns) W(row)
 
-/* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel; its halo is
- * made in the thread's own scratch (or the image read in place, where nothing is padded). Rows of the phases of H take
- * turns there, as they do in the image. */
+/* depthwise_planes: one input channel a group, channels first. A task is a band of rows of one channel. It is read in
+ * place, or its halo is made in the thread's own scratch, where rows of the phases of H take turns as they do in the image. */
 #define DEPTHWISE_PLANES_WORDS(W)                                                                                      \
-    W(x) W(x_end) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                      \
+    W(x) W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                      \
     W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
     W(y_image) W(y_channel)                                                                                            \
     W(channels) W(multiplier)                                                                                          \
@@ -117,7 +116,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(copies)                  /* copies of each band, each list ending with rows = 0; or null: rows by the maps */    \
     W(line_d) W(line_phase) W(line_h) W(band_size) /* strides of the scratch, and size of a band in it */              \
     W(sums) W(sum_count) W(kernel_taps) W(activation)                                                                  \
-    W(direct)                                                                                                          \
+    W(in_place) W(x_band)      /* whether the image is read there, and from a band to the next */                      \
     W(w_sums)                  /* sums that share each output row */                                                   \
     W(spare) W(spare_sum)      /* where in scratch their results lie apart until all of them are there, if w_sums > 1 */ \
     W(out_w)
@@ -129,15 +128,25 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* A sum of depthwise_planes. */
 #define PLANE_SUM_WORDS(W)                                                                                             \
     W(x_row) W(w_step)         /* of a column of taps: from vector to vector of the image, from weight to weight */    \
-    W(tiles) W(last_tiles)     /* of a band, and of the last one; each list ends with rows = 0 */                      \
+    W(rows)                    /* of each band: its rows of tiles; each list ends with rows = 0 */                     \
     W(x_d)                                                                                                             \
     W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d) W(n_h)
 
-/* Rows and vectors (2^size, or half a vector: size 4) of a tile, where it begins; part: pixels of it that exist, if
- * not all. Its taps are in columns: taps whose vectors of the image lie x_row apart, as do those of the rows of the tile.
- * `groups` holds, for each K block, groups of columns of equally many taps and then a 0. A group is: taps, words (these
- * two included), (image, weight) of each column's first tap. */
-#define PLANE_TILE_WORDS(W) W(rows) W(size) W(part) W(x) W(y) W(groups) W(blocks)
+/* Tiles side by side: output rows of each, where they begin, and the tiles; the list of these ends with groups = 0. */
+#define PLANE_ROW_WORDS(W) W(rows) W(x) W(y) W(tiles)
+
+/* Vectors of a tile (2^size; half a vector: size 4), where it begins in the row of tiles; part: pixels of it that exist, if
+ * not all. A vector of every second pixel has size 5, and two vectors of pixels that take turns in the output size 6. `groups` holds, for each K block, groups of columns
+ * of one kind and then a 0. A group is: its kind, how many columns, and these. */
+#define PLANE_TILE_WORDS(W) W(size) W(part) W(x) W(y) W(groups) W(blocks)
+
+/* A run of taps (their number is the column's kind) whose vectors of the image lie x_row apart, as do those of the rows of
+ * the tile (or every second one). Of these vectors those whose bits are in `lines` are not in the padding, and of each the
+ * lanes in `mask`, if the tile has but one vector. A vector of every second pixel is made of two, with a mask each; what it leaves out is that of
+ * the taps beside these, if the kind is MAX_COLUMN_TAPS more, and one pixel more, with a mask of its own, completes that of
+ * the taps beside those, if it is twice as many more. If two vectors take turns, columns of the second one have a kind that
+ * is MAX_COLUMN_TAPS more. */
+#define PLANE_COLUMN_WORDS(W) W(x) W(w) W(lines) W(mask) W(next_mask) W(last_mask)
 
 /* depthwise_pixels: one input channel a group, channels last. No halo at all: the pixels that a tile reads have addresses,
  * and padding is a pixel of zeros. A task is a band of rows of output pixels, for a block of channels. */
@@ -348,7 +357,9 @@ DECLARE(winograd_tile_words, WINOGRAD_TILE_WORDS)
 DECLARE(winograd_point_words, WINOGRAD_POINT_WORDS)
 DECLARE(depthwise_planes_words, DEPTHWISE_PLANES_WORDS)
 DECLARE(plane_sum_words, PLANE_SUM_WORDS)
+DECLARE(plane_row_words, PLANE_ROW_WORDS)
 DECLARE(plane_tile_words, PLANE_TILE_WORDS)
+DECLARE(plane_column_words, PLANE_COLUMN_WORDS)
 DECLARE(copy_words, COPY_WORDS)
 DECLARE(depthwise_pixels_words, DEPTHWISE_PIXELS_WORDS)
 DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
@@ -386,7 +397,9 @@ static const word_layout word_layouts[] = {
     {"winograd_point", WINOGRAD_POINT_WORDS(W_NAME)},
     {"depthwise_planes", DEPTHWISE_PLANES_WORDS(W_NAME)},
     {"plane_sum", PLANE_SUM_WORDS(W_NAME)},
+    {"plane_row", PLANE_ROW_WORDS(W_NAME)},
     {"plane_tile", PLANE_TILE_WORDS(W_NAME)},
+    {"plane_column", PLANE_COLUMN_WORDS(W_NAME)},
     {"copy", COPY_WORDS(W_NAME)},
     {"depthwise_pixels", DEPTHWISE_PIXELS_WORDS(W_NAME)},
     {"pixel_sum", PIXEL_SUM_WORDS(W_NAME)},

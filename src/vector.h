@@ -115,14 +115,29 @@ INLINE vec FN(evens)(vec a, vec b) { return EACH_SECOND(a, b, 0); }
 INLINE vec FN(odds)(vec a, vec b) { return EACH_SECOND(a, b, 1); }
 #undef EACH_SECOND
 
-/* Every third lane of three vectors, from lane k on, by way of those that are in the first two. */
-#define OF_TWO(j, k, n) (3 * j + k < 2 * n ? 3 * j + k : -1)
-#define OF_THREE(j, k, n) (3 * j + k < 2 * n ? j : 3 * j + k - n)
+/* All lanes but the first of a, and behind them the first of b. */
+#if VEC_BYTES == 64 && IS_FLOAT
+INLINE vec FN(moved_on)(vec a, vec b) { return SHUFFLE(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16); }
+#elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
+INLINE vec FN(moved_on)(vec a, vec b) { return SHUFFLE(a, b, 1, 2, 3, 4, 5, 6, 7, 8); }
+#elif IS_FLOAT || VEC_BYTES == 32
+INLINE vec FN(moved_on)(vec a, vec b) { return SHUFFLE(a, b, 1, 2, 3, 4); }
+#else
+INLINE vec FN(moved_on)(vec a, vec b) { return SHUFFLE(a, b, 1, 2); }
+#endif
+
+/* Every third lane of three vectors, from lane k on. As vectors have no multiple of three lanes, those wanted are of different
+ * numbers: they are put together first, which takes no tables of lanes, and then in order. */
+#define OF_TWO(j, k, n) ((j) % 3 == k ? (j) : n + (j))
+#define OF_THREE(j, k, n) ((2 * n + (j)) % 3 == k ? n + (j) : (j))
+#define IN_ORDER(j, k, n) ((3 * (j) + k) % n)
 #define EACH_2(F, k, n, j) F((j), k, n), F((j + 1), k, n)
 #define EACH_4(F, k, n, j) EACH_2(F, k, n, j), EACH_2(F, k, n, j + 2)
 #define EACH_8(F, k, n, j) EACH_4(F, k, n, j), EACH_4(F, k, n, j + 4)
 #define EACH_16(F, k, n, j) EACH_8(F, k, n, j), EACH_8(F, k, n, j + 8)
-#define EACH_THIRD(N, k) SHUFFLE(SHUFFLE(a, b, EACH_##N(OF_TWO, k, N, 0)), c, EACH_##N(OF_THREE, k, N, 0))
+#define EACH_THIRD(N, k)                                                                                               \
+    vec mixed = SHUFFLE(SHUFFLE(a, b, EACH_##N(OF_TWO, k, N, 0)), c, EACH_##N(OF_THREE, k, N, 0));                     \
+    return SHUFFLE(mixed, mixed, EACH_##N(IN_ORDER, k, N, 0))
 #if VEC_BYTES == 64 && IS_FLOAT
 #define THIRDS(k) EACH_THIRD(16, k)
 #elif (VEC_BYTES == 32 && IS_FLOAT) || VEC_BYTES == 64
@@ -132,11 +147,12 @@ INLINE vec FN(odds)(vec a, vec b) { return EACH_SECOND(a, b, 1); }
 #else
 #define THIRDS(k) EACH_THIRD(2, k)
 #endif
-INLINE vec FN(thirds)(vec a, vec b, vec c) { return THIRDS(0); }
-INLINE vec FN(second_thirds)(vec a, vec b, vec c) { return THIRDS(1); }
-INLINE vec FN(last_thirds)(vec a, vec b, vec c) { return THIRDS(2); }
+INLINE vec FN(thirds)(vec a, vec b, vec c) { THIRDS(0); }
+INLINE vec FN(second_thirds)(vec a, vec b, vec c) { THIRDS(1); }
+INLINE vec FN(last_thirds)(vec a, vec b, vec c) { THIRDS(2); }
 #undef OF_TWO
 #undef OF_THREE
+#undef IN_ORDER
 #undef EACH_2
 #undef EACH_4
 #undef EACH_8
@@ -173,6 +189,51 @@ INLINE void FN(store_part)(real *p, vec v, int64_t n)
     for (int64_t i = 0; i < n; i++)
         p[i] = v[i];
 #endif
+}
+
+/* A mask of lanes, and the elements there; what is not in the mask is zero and not touched. */
+#if ISA_LEVEL == 2 && IS_FLOAT
+typedef __mmask16 FN(lane_mask);
+INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask16)bits; }
+INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_ps(mask, p); }
+#elif ISA_LEVEL == 2
+typedef __mmask8 FN(lane_mask);
+INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask8)bits; }
+INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_pd(mask, p); }
+#else
+typedef ivec FN(lane_mask);
+INLINE FN(lane_mask) FN(mask_of)(int64_t bits)
+{
+    ivec lane;
+    UNROLL(8)
+    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
+        lane[i] = (int_of_real)1 << i;
+    return (((int_of_real)bits - (ivec){0}) & lane) != 0;
+}
+INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask)
+{
+#if ISA_LEVEL == 1 && IS_FLOAT
+    return (vec)_mm256_maskload_ps(p, (__m256i)mask);
+#elif ISA_LEVEL == 1
+    return (vec)_mm256_maskload_pd(p, (__m256i)mask);
+#else
+    vec part = {0};
+    UNROLL(8)
+    for (int i = 0; i < (int)(VEC_BYTES / sizeof(real)); i++)
+        if (mask[i])
+            part[i] = p[i];
+    return part;
+#endif
+}
+#endif
+
+/* A mask that many loads use, to be kept where they want it: compilers bring it there anew for each of them. */
+INLINE FN(lane_mask) FN(held_mask)(FN(lane_mask) mask)
+{
+#if ISA_LEVEL == 2
+    __asm__("" : "+Yk"(mask));
+#endif
+    return mask;
 }
 
 /* Exactly n elements, of arrays that do not overlap. The last vector overlaps the one before it. */

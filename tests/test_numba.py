@@ -64,6 +64,8 @@ def test_frames_have_room_for_what_the_lowering_plans():
     own |= {"progress_step": deform_grad.PROGRESS_STEP}
     assert own == _native.limits()
     assert (lowered.TILE_ROWS, lowered.MAX_TAPS) == (columns.MAX_ROWS, columns.MAX_TAPS)
+    for name in ("MOST_VECTORS", "HALF", "SECOND", "PAIRED", "SECOND_ROWS", "PAIRED_ROWS", "MAX_COLUMNS"):
+        assert getattr(lowered, name) == getattr(columns, name)
 
 
 def test_winograd_has_the_algorithms_that_the_lowering_plans():

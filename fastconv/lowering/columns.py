@@ -6,23 +6,80 @@ tile loads for the second tap is what the next row loads for the first.
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import Axes, AxisSum, Image, Sums
-from .program import K_BLOCK, Builder
+from .geometry import Axes, Axis, AxisSum, Sums
+from .program import K_BLOCK, WORDS, Builder
 
-__all__ = ["MAX_TAPS", "TILE_ROWS", "Columns", "plane_tiles", "row_step", "runs_of", "tile_rows"]
+__all__ = [
+    "MAX_TAPS",
+    "STRIDED",
+    "TILE_ROWS",
+    "AllReads",
+    "Columns",
+    "PlaneRows",
+    "Reads",
+    "row_step",
+    "runs_of",
+    "tile_rows",
+]
 
 # Rows of a tile, taps of a column. The rows, a weight for each tap and a value fit 16 registers.
 TILE_ROWS = 8
+ALL_ROWS = tuple(range(1, TILE_ROWS + 1))
 MAX_TAPS = 5
+# Taps beside each other that share the vectors of a tile of every second pixel.
+MAX_COLUMNS = 3
 # Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector. There are tiles of half
 # a vector where vectors are so wide.
 MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
+# What stands there for a vector of every second pixel (no other stride has tiles, and no shorter vectors), and for one of each
+# of two phases of the output. Few numbers of rows have such tiles: all would take numba three times as long to compile.
+SECOND, PAIRED = 5, 6
+STRIDED, STRIDED_BYTES = 2, 64
+SECOND_ROWS = (1, 2, 4, 7)
+PAIRED_ROWS = (1, 2, 4)
 # Rows of a tile that make it worth while to lie a dilation apart.
 MIN_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Where the taps of one axis of a sum read, in elements of the image.
+
+    Attributes
+    ----------
+    at : ndarray
+        For each tap, where the first output reads, which may lie in the padding of an image that is read in place.
+    step : int
+        From one output to the next.
+    inside : ndarray
+        Whether (tap, output) meets the image, and not its padding.
+    """
+
+    at: np.ndarray
+    step: int
+    inside: np.ndarray
+
+    @classmethod
+    def of_lines(cls, axis: Axis, s: AxisSum, at: np.ndarray, step: int) -> "Reads":
+        """Return the reads of an image in line space, which has its padding about it."""
+        return cls(at, step, axis.sources(s) >= 0)
+
+    @classmethod
+    def in_place(cls, axis: Axis, s: AxisSum, stride: int, element: int) -> "Reads":
+        """Return the reads of an image as it lies; outputs are `stride` apart in it, and its neighbours `element`."""
+        source = axis.sources(s)
+        inside = source >= 0
+        met = inside.argmax(axis=1)
+        first = source[np.arange(len(source)), met] - met * stride
+        return cls(first * element, stride * element, inside)
+
+
+AllReads = tuple[Reads, Reads, Reads]
 
 
 class Columns:
@@ -36,54 +93,134 @@ class Columns:
         Weights from one tap of a column to the next.
     """
 
-    def __init__(self, b: Builder, axes: Axes, sums: Sums, image: Image, band: int, whole: bool):
-        self.b, self.axes, self.sums, self.image, self.whole = b, axes, sums, image, whole
-        h = sums[1]
-        self.row_step, self.tap_step = row_step(h, min(band, h.count), MIN_ROWS)
+    def __init__(
+        self,
+        b: Builder,
+        axes: Axes,
+        phases: Sequence[Sums],
+        reads: Sequence[AllReads],
+        band: int,
+        in_place: bool,
+    ) -> None:
+        self.b, self.axes, self.in_place = b, axes, in_place
+        # Sums of two phases of the output along W differ in that axis alone.
+        self.sums, self.reads = phases[0], reads[0]
+        self.phases = [(sums[2], one[2]) for sums, one in zip(phases, reads, strict=True)]
+        h = self.sums[1]
+        self.whole = in_place or band >= h.count
+        self.row_step, self.tap_step = (1, 1) if self.strided else row_step(h, min(band, h.count), MIN_ROWS)
         self.w_step = self.tap_step * axes[2].kernel
-        self._known: dict[bytes, dict[str, int]] = {}
+        self._known: dict[tuple, dict[str, int]] = {}
 
-    def of_tile(self, rows: Sequence[int], pixels: Sequence[int]) -> dict[str, int]:
-        """Return the words `groups` and `blocks` for a tile of these rows of a band and pixels of a row.
+    @property
+    def strided(self) -> bool:
+        """Whether outputs read every second pixel of a row, and every second row."""
+        return self.reads[2].step == STRIDED
 
-        Taps are left out that meet nothing but padding in all of the pixels and, where a band is the whole plane, in
-        all of the rows.
+    @property
+    def x_row(self) -> int:
+        """Elements from a line of a tile to the next; every second one is that of a row if the tile is strided."""
+        return self.reads[1].step // STRIDED if self.strided else self.row_step * self.reads[1].step
+
+    def runs_of_rows(self, rows: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Return (first tap, taps, lines not in the padding) of each run of taps for a tile of these rows.
+
+        Taps are left out that meet nothing but padding in all of the rows, unless other bands share the tile.
         """
-        h, w = self.sums[1:]
-        used_h = np.ones(len(h.taps), bool)
-        if self.whole:
-            used_h = (self.axes[1].map[h.phases, np.asarray(rows)[:, None] + h.offsets] >= 0).any(0)
-        used_w = (self.axes[2].map[w.phases, np.asarray(pixels)[:, None] + w.offsets] >= 0).any(0)
-        key = used_h.tobytes() + used_w.tobytes()
+        h, inside = self.sums[1], self.reads[1].inside
+        used = inside[:, rows].any(axis=1) if self.whole else np.ones(len(h.taps), bool)
+        found = []
+        lines = STRIDED if self.strided else 1  # from row to row of a tile
+        for run in self._runs(np.flatnonzero(used)):
+            met = np.ones(lines * (len(rows) - 1) + len(run), bool)
+            if self.in_place:
+                met[:] = False
+                for j, tap in enumerate(run):
+                    met[j : j + lines * len(rows) : lines] |= inside[tap, rows]
+            found.append((run[0], len(run), _bits(met)))
+        return tuple(found)
+
+    def _runs(self, used: np.ndarray) -> list[list[int]]:
+        if not self.strided:
+            return runs_of(self.sums[1], used, self.row_step, self.tap_step)
+        at = self.reads[1].at[used]
+        runs = np.split(used, np.flatnonzero(np.diff(at) != self.x_row) + 1) if len(used) else []
+        pieces = [np.array_split(run, -(-len(run) // MAX_TAPS)) for run in runs]
+        return [piece.tolist() for run in pieces for piece in run]
+
+    def taps_of_pixels(self, begin: int, end: int) -> tuple[tuple[int, ...], ...]:
+        """Return the taps of a tile of these pixels of a row, and the masks of the lanes of their vectors.
+
+        A tuple has what a column's kind is more than its taps, the first tap and where it reads, and three masks. Taps are
+        left out that meet nothing but padding in all of the pixels.
+        """
+        found = []
+        for phase, (w, reads) in enumerate(self.phases):
+            inside = reads.inside[:, begin:end]
+            used = np.flatnonzero(inside.any(axis=1)).tolist()
+            while used:
+                beside = [
+                    tap for tap in used[:MAX_COLUMNS] if reads.at[tap] - reads.at[used[0]] == tap - used[0]
+                ]
+                beside = beside if self.strided else used[:1]
+                kind = (phase + len(beside) - 1) * MAX_TAPS
+                masks = self._masks(inside[beside], end - begin, reads.step)
+                found.append((kind, int(w.taps[beside[0]]), int(reads.at[beside[0]]), *masks))
+                used = used[len(beside) :]
+        return tuple(found)
+
+    def _masks(self, inside: np.ndarray, lanes: int, step: int) -> tuple[int, int, int]:
+        """Return the masks of a vector, or of the two of a strided tile, and of the pixel behind these."""
+        if not self.in_place:
+            inside = np.ones((1, lanes), bool)
+        if lanes > self.b.lanes:
+            return 0, 0, 0  # several vectors have none
+        elements = np.zeros(step * (lanes + 1), bool)
+        for place, some in enumerate(inside):
+            elements[place : place + step * len(some) : step] |= some
+        masks = [_bits(some) for some in np.split(elements[: step * lanes], step)]
+        return masks[0], masks[-1], int(elements[step * lanes])
+
+    def is_inside(self, pixels: range) -> bool:
+        """Whether all taps that these pixels of a row use meet the image for each of them."""
+        inside = self.reads[2].inside[:, pixels.start : pixels.stop]
+        return not self.in_place or bool((inside.all(axis=1) | ~inside.any(axis=1)).all())
+
+    def groups(self, runs: tuple, taps: tuple) -> dict[str, int]:
+        """Return the words `groups` and `blocks` for a tile with these runs and taps along W."""
+        key = runs, taps
         if key not in self._known:
-            groups, blocks = self._groups(np.flatnonzero(used_h), used_w)
-            self._known[key] = {"groups": self.b.table(groups), "blocks": blocks}
+            self._known[key] = self._groups(runs, taps)
         return self._known[key]
 
-    def _groups(self, used: np.ndarray, used_w: np.ndarray) -> tuple[list[int], int]:
-        d, h, w = self.sums
-        along_d = (d.phases * self.image.lines_d + d.offsets) * self.image.d
-        along_w = (w.phases * self.image.phase + w.offsets)[used_w]
+    def _groups(self, runs: tuple, taps: tuple) -> dict[str, int]:
+        (d, h, _), (at_d, at_h, _) = self.sums, (reads.at.tolist() for reads in self.reads)
         kh, kw = self.axes[1].kernel, self.axes[2].kernel
-        runs = runs_of(h, used, self.row_step, self.tap_step)
+        kinds: dict[tuple[int, int], list[list[int]]] = {}
+        for k, depth in enumerate(d.taps.tolist()):
+            for first, count, lines in runs:
+                for more, tap, at, *masks in taps:
+                    weight = (depth * kh + int(h.taps[first])) * kw + tap
+                    column = [at_d[k] + at_h[first] + at, weight, lines, *masks]
+                    kinds.setdefault((more, count), []).append(column)
         groups: list[int] = []
         blocks, in_block = 1, 0
-        for taps in sorted({len(run) for run in runs}):
-            starts = [run[0] for run in runs if len(run) == taps]
-            along_h = (h.offsets[starts] * self.axes[1].phases + h.phases[starts]) * self.image.h
-            x = (along_d[:, None, None] + along_h[:, None] + along_w).ravel()
-            kernel = ((d.taps[:, None, None] * kh + h.taps[starts][:, None]) * kw + w.taps[used_w]).ravel()
-            columns = np.stack([x, kernel], 1)
-            while len(columns):
-                some = min((K_BLOCK - in_block) // taps, len(columns))
-                if some == 0:
+        for (more, count), columns in sorted(kinds.items()):
+            each = count if len(self.phases) > 1 else count * (1 + more // MAX_TAPS)
+            while columns:
+                fit = min((K_BLOCK - in_block) // each, len(columns))
+                if fit == 0:
                     groups.append(0)
                     blocks, in_block = blocks + 1, 0
                     continue
-                groups += [taps, 2 + 2 * some, *columns[:some].ravel().tolist()]
-                in_block += some * taps
-                columns = columns[some:]
-        return [*groups, 0], blocks
+                groups += [count + more, fit, *itertools.chain.from_iterable(columns[:fit])]
+                in_block += fit * each
+                columns = columns[fit:]
+        return {"groups": self.b.table([*groups, 0]), "blocks": blocks}
+
+
+def _bits(lanes: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(lanes, bitorder="little").tobytes(), "little")
 
 
 def row_step(h: AxisSum, rows: int, least: int) -> tuple[int, int]:
@@ -114,42 +251,87 @@ def runs_of(h: AxisSum, used: np.ndarray, row_step: int, tap_step: int) -> list[
     return [piece.tolist() for run in runs for piece in np.array_split(run, -(-len(run) // MAX_TAPS))]
 
 
-def plane_tiles(
-    b: Builder, rows: int, width: int, columns: Columns, x: tuple[int, int], y: tuple[int, int]
-) -> Iterator[dict[str, int]]:
-    """Cover rows x width pixels with tiles; x and y are the strides of (row, pixel)."""
-    step, halves = columns.row_step, b.engines.vec_bytes == HALVED_BYTES
-    for some, first in tile_rows(rows, step):
-        tile_of = range(first, first + some * step, step)
-        for size, at, part in _pieces(width, b.lanes, MOST_VECTORS[some], halves):
-            pixels = b.lanes << size if size != HALF else b.lanes // 2
-            taps = columns.of_tile(tile_of, range(at, min(at + pixels, width)))
-            place = {"x": first * x[0] + at * x[1], "y": first * y[0] + at * y[1]}
-            yield {"rows": some, "size": size, "part": part} | place | taps
+class PlaneRows:
+    """Covers the rows of a band with tiles; x and y are the strides of (row, pixel)."""
+
+    def __init__(self, b: Builder, columns: Columns, y: tuple[int, int]) -> None:
+        self.b, self.columns, self.y = b, columns, y
+        self.paired = len(columns.phases) > 1
+        self.x = columns.reads[1].step, columns.reads[2].step
+        self._taps: dict[tuple[int, int], tuple] = {}
+        self._tiles: dict[tuple, int] = {}
+        self._bands: dict[tuple, int] = {}
+
+    def of_band(self, begin: int, rows: int) -> int:
+        """Keep the list of rows of tiles for so many rows, and return its address; bands that are alike share it."""
+        step = self.columns.row_step
+        found = []
+        sizes = PAIRED_ROWS if self.paired else SECOND_ROWS if self.columns.strided else ALL_ROWS
+        for some, first in tile_rows(rows, step, sizes):
+            lines = self.columns.runs_of_rows(range(begin + first, begin + first + some * step, step))
+            found.append((some, first * self.x[0], first * self.y[0], self._tiles_of(some, lines)))
+        key = (*found, (0, 0, 0, 0))
+        if key not in self._bands:
+            self._bands[key] = self.b.table(key)
+        return self._bands[key]
+
+    def _tiles_of(self, rows: int, runs: tuple) -> int:
+        key = rows, runs
+        if key not in self._tiles:
+            tiles = []
+            for size, at, part in self._pieces(rows):
+                place = {"x": at * self.x[1], "y": at * self.y[1] * len(self.columns.phases)}
+                stretch = at, at + _width(size, self.b.lanes)
+                if stretch not in self._taps:
+                    self._taps[stretch] = self.columns.taps_of_pixels(*stretch)
+                taps = self._taps[stretch]
+                tiles.append({"size": size, "part": part} | place | self.columns.groups(runs, taps))
+            end = dict.fromkeys(WORDS["plane_tile"], 0)
+            self._tiles[key] = self.b.records("plane_tile", [*tiles, end])
+        return self._tiles[key]
+
+    def _pieces(self, rows: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a row into (size, begin, part): whole vectors, and one last piece that overlaps the one before."""
+        columns, lanes = self.columns, self.b.lanes
+        width = columns.sums[2].count
+        if self.paired:
+            for at in range(0, width, lanes):
+                at = min(at, max(width - lanes, 0))
+                left = columns.axes[2].out - 2 * at
+                yield PAIRED, at, left if left < 2 * lanes else 0
+            return
+        most, one = (0, SECOND) if columns.strided else (MOST_VECTORS[rows], 0)
+        halves = self.b.engines.vec_bytes == HALVED_BYTES and width >= lanes // 2 and not columns.strided
+        at = 0
+        while at < width:
+            left = width - at
+            size = min(most, (left // lanes).bit_length() - 1)
+            while size > 0 and not columns.is_inside(range(at, at + (lanes << size))):
+                size -= 1
+            if size >= 0:
+                yield size or one, at, 0
+                at += lanes << size
+                continue
+            size = HALF if halves and left <= lanes // 2 else one
+            piece = _width(size, lanes)
+            yield size, max(width - piece, 0), 0 if width >= piece else left
+            return
 
 
-def tile_rows(rows: int, step: int) -> Iterator[tuple[int, int]]:
+def _width(size: int, lanes: int) -> int:
+    """Return how many pixels a tile of a size has, in each phase if there are two."""
+    if size == HALF:
+        return lanes // 2
+    return lanes << size if size < HALF else lanes
+
+
+def tile_rows(rows: int, step: int, sizes: Sequence[int] = ALL_ROWS) -> Iterator[tuple[int, int]]:
     """Share out rows, `step` apart, to tiles of about the same size: (rows of the tile, the first of them)."""
     for first in range(min(step, max(rows, 0))):
         left = -(-(rows - first) // step)
-        for tiles in range(-(-left // TILE_ROWS), 0, -1):
-            some = -(-left // tiles)
+        while left:
+            some = -(-left // -(-left // sizes[-1]))
+            some = max(size for size in sizes if size <= some)
             yield some, first
             left -= some
             first += some * step
-
-
-def _pieces(width: int, lanes: int, most: int, halves: bool) -> Iterator[tuple[int, int, int]]:
-    """Cut a row into (size, begin, part): whole vectors, and one last piece that overlaps the one before."""
-    at = 0
-    while at < width:
-        left = width - at
-        size = min(most, (left // lanes).bit_length() - 1)
-        if size >= 0:
-            yield size, at, 0
-            at += lanes << size
-            continue
-        half = halves and left <= lanes // 2
-        piece = lanes // 2 if half else lanes
-        yield HALF if half else 0, max(width - piece, 0), 0 if width >= piece else left
-        return

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from ..problem import Problem
-from .columns import TILE_ROWS, Columns, plane_tiles
+from .columns import STRIDED, STRIDED_BYTES, TILE_ROWS, AllReads, Columns, PlaneRows, Reads
 from .dense import add_bias_only, unaliased
-from .geometry import Axes, Axis, Image, axes_of, input_strides, output_strides, sums_of
-from .pixels import is_small, lower_pixels
+from .geometry import Axes, Axis, Image, Sums, axes_of, input_strides, output_strides, sums_of
+from .pixels import lower_pixels, pays_to_turn
 from .program import ENOUGH_TASKS, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise", "lower_planes"]
@@ -17,6 +17,8 @@ __all__ = ["lower_depthwise", "lower_planes"]
 # Two bands lie in L1 beside what is read and written: one is summed while the next is copied. From 6 to 16 kB the
 # time is the same; at 8 kB a 7x7 layer has 1.3 misses in L1 a line of input and output, at 16 kB 1.8.
 BAND_BYTES = 8 << 10
+# Vectors so short have no masks.
+UNMASKED_BYTES = 16
 # Where elements go that take turns, in a record of copies.
 TURNS = ("to", "odd", "third")
 # Rough speed, for the decision how many threads to use.
@@ -31,7 +33,7 @@ def lower_depthwise(problem: Problem, engines: Engines) -> Any:
         add_bias_only(b)
     if not sums_of(axes):
         return b.finish(0, "none: no tap meets the input")
-    if problem.layout == "NHWC" or is_small(b, axes):
+    if problem.layout == "NHWC" or pays_to_turn(b, axes):
         lower_pixels(b, axes)
         tile = f"{TILE_ROWS} pixels x {b.lanes} channels"
     else:
@@ -48,63 +50,66 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
     other and leave side by side; else the output lies as the user has it.
     """
     p = b.problem
+    in_place = _reads_in_place(b, axes)
+    if in_place:
+        axes = (
+            axes[0].split(),
+            *axes[1:],
+        )  # planes of the padding are left out; rows and pixels of it are masked
     d, h, w = axes
-    direct = b.problem.layout == "NCHW" and all(axis.is_identity for axis in axes)
-    band = _band(b, axes, direct)
-    if most_rows and not (direct and d.lines > 1):
+    band = _band(b, axes, in_place)
+    if most_rows:
         band = min(band, most_rows)
     band_lines = min(band + h.reach, h.lines)
     # In scratch, rows begin on a vector.
-    image = Image.of(axes, 1, h.lines if direct else band_lines, 1 if direct else b.lanes)
+    image = Image.of(axes, 1, band_lines, b.lanes)
     y_image, y_channel, y_d, y_h, y_w = output_strides(p)
     if most_rows:
         y_image, y_d = 0, band * y_h
         y_channel = unaliased(d.out * y_d, b.itemsize)
     source = input_strides(p)
     bands = -(-max(s.count for s in h.sums) // band)
-    # Phases of the output along W are merged: each row of them is written whole, from results that lie apart.
-    merged = len(w.sums) > 1 and [s.start for s in w.sums] == list(range(w.sums[0].step))
+    # Phases of the output along W: rows of two leave whole, those of more lie apart until all of them are there.
+    whole = [s.start for s in w.sums] == list(range(w.sums[0].step))
+    paired, merged = whole and len(w.sums) == 2, whole and len(w.sums) > 2
     merged_row = round_up(w.sums[0].count, b.lanes)
-    records = []
-    for s in sums_of(axes):
-        columns = Columns(b, axes, s, image, band, whole=bands == 1)
-        step = columns.row_step
-        x, y = (h.phases * image.h, 1), (merged_row, 1) if merged else (s[1].step * y_h, s[2].step * y_w)
-        lists = [
-            list(plane_tiles(b, rows, s[2].count, columns, x, y))
-            for rows in (min(band, s[1].count), s[1].count - (bands - 1) * band)
-        ]
-        end = dict.fromkeys(WORDS["plane_tile"], 0)
+    records, x_band = [], 0
+    for phases in _phases(axes) if paired else ([s] for s in sums_of(axes)):
+        s = phases[0]
+        reads = [_reads(b, axes, one, None if in_place else image) for one in phases]
+        columns = Columns(b, axes, phases, reads, band, in_place)
+        y = (merged_row, 1) if merged else (s[1].step * y_h, 1 if paired else s[2].step * y_w)
+        rows = PlaneRows(b, columns, y)
+        lists = [rows.of_band(i * band, min(band, s[1].count - i * band)) for i in range(bands)]
+        x_band = band * reads[0][1].step
         records.append(
             {
-                "x_row": step * h.phases * image.h,
+                "x_row": columns.x_row,
                 "w_step": columns.w_step,
-                "tiles": b.records("plane_tile", [*lists[0], end]),
-                "last_tiles": b.records("plane_tile", [*lists[1], end]),
-                "x_d": image.d,
+                "rows": b.table(lists),
+                "x_d": reads[0][0].step,
                 "y": s[0].start * y_d + s[1].start * y_h + (0 if merged else s[2].start * y_w),
                 "y_d": s[0].step * y_d,
                 "y_h": s[1].step * y_h,
                 "y_w": y[1],
-                "y_row": step * y[0],
+                "y_row": columns.row_step * y[0],
                 "n_d": s[0].count,
                 "n_h": s[1].count,
             }
         )
     copies = 0
-    if not any(axis.has_borders for axis in axes):
+    if not in_place and not any(axis.has_borders for axis in axes):
         copies = b.table([_copies(b, axes, image, source, i * band, bands) for i in range(bands)])
     runs = w.runs()
     before = -int(runs[0, 0]) % b.lanes  # so that the first run begins on a vector
-    band_size = round_up(image.size + 2 * b.lanes, b.lanes)
+    band_size = 0 if in_place else round_up(image.size + 2 * b.lanes, b.lanes)
     spare = round_up(2 * band_size, b.lanes)
     spare_sum = band * merged_row
     work = b.thread(before + spare + (len(w.sums) * spare_sum + b.lanes if merged else 0))
-    if not direct:
+    if not in_place:
         b.copies.append(f"haloed rows: {2 * image.size * b.itemsize / 1e3:.3g} kB a thread")
     words: Words = dict(
         x=b.operand("input"),
-        x_end=Operand("input_end"),
         w=b.operand("weight"),
         b=b.operand("bias"),
         y=b.operand("output"),
@@ -142,7 +147,8 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
         sum_count=len(records),
         kernel_taps=p.taps,
         activation=b.engines.activation(p),
-        direct=int(direct),
+        in_place=int(in_place),
+        x_band=x_band,
         w_sums=len(w.sums) if merged else 1,
         spare=spare,
         spare_sum=spare_sum,
@@ -150,6 +156,54 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
     )
     b.stage("depthwise_planes", p.in_channels * bands, words)
     return band, Image(y_d, 0, y_h, y_w, y_channel, d.out, band)
+
+
+def _phases(axes: Axes) -> Iterator[list[Sums]]:
+    """Yield the sums that share output rows."""
+    for d in axes[0].sums:
+        for h in axes[1].sums:
+            yield [(d, h, w) for w in axes[2].sums]
+
+
+def _reads_in_place(b: Builder, axes: Axes) -> bool:
+    """Whether the image is read as it lies: there are tiles for its stride, and masks for zeros about it, or no need of any.
+
+    Single rows are not, unless they have no padding: a vector serves but one product there, and those that lie across two
+    cache lines take twice as long (128 x 2000, 9 taps 16 apart: 112 and not 92 us).
+    """
+    p = b.problem
+    strides = p.stride[-2:] if p.variant == "conv" else (1,)
+    tiles = strides[-1] == 1 or (strides == (STRIDED, STRIDED) and b.engines.vec_bytes == STRIDED_BYTES)
+    plain = all(axis.is_identity for axis in axes)
+    if b.engines.vec_bytes > UNMASKED_BYTES:
+        masks = plain or axes[1].out > 1
+    else:
+        masks = plain and p.variant == "conv" and axes[2].out >= b.lanes
+    zeros = not any(axis.has_borders for axis in axes)
+    # Planes of outputs that no tap reaches are nobody's once the axis is split.
+    return p.layout == "NCHW" and tiles and masks and zeros and axes[0].split().has_gaps == axes[0].has_gaps
+
+
+def _reads(b: Builder, axes: Axes, sums: Sums, image: Image | None) -> AllReads:
+    """Return where the taps of the three axes read: in an image in line space, or (None) in the input."""
+    d, h, w = sums
+    if image is not None:
+        at_d = (d.phases * image.lines_d + d.offsets) * image.d
+        at_h = (h.offsets * axes[1].phases + h.phases) * image.h
+        at_w = w.phases * image.phase + w.offsets
+        return (
+            Reads.of_lines(axes[0], d, at_d, image.d),
+            Reads.of_lines(axes[1], h, at_h, axes[1].phases * image.h),
+            Reads.of_lines(axes[2], w, at_w, 1),
+        )
+    p = b.problem
+    strides = (1,) * (3 - p.ndim) + tuple(p.stride if p.variant == "conv" else (1,) * p.ndim)
+    elements = input_strides(p)[2:]
+    return (
+        Reads.in_place(axes[0], d, strides[0], elements[0]),
+        Reads.in_place(axes[1], h, strides[1], elements[1]),
+        Reads.in_place(axes[2], w, strides[2], elements[2]),
+    )
 
 
 def _copies(b: Builder, axes: Axes, image: Image, source: tuple[int, ...], first_row: int, bands: int) -> int:
@@ -219,14 +273,12 @@ def _row_pieces(w: Axis, image: Image, x_w: int) -> Iterator[dict[str, int]]:
             yield count | dict(zip(TURNS, (at[q], 0, 0), strict=True))
 
 
-def _band(b: Builder, axes: Axes, direct: bool) -> int:
+def _band(b: Builder, axes: Axes, in_place: bool) -> int:
     """Output rows of a task: all, unless two bands would leave L1 or there would be too few tasks."""
     d, h, w = axes
     rows = max(s.count for s in h.sums)
-    if direct and d.lines > 1:
-        return rows  # the copy at the end of the array has the strides of the whole image
     line = d.map.size * w.phases * round_up(w.lines, b.lanes) * h.phases * b.itemsize
-    most = max(BAND_BYTES // line - h.reach, TILE_ROWS, 2 * h.reach)
+    most = rows if in_place else max(BAND_BYTES // line - h.reach, TILE_ROWS, 2 * h.reach)
     bands = max(-(-rows // most), min(ENOUGH_TASKS // b.problem.in_channels, rows // (8 + 4 * h.reach)), 1)
     # Whole tiles, where that costs no further band.
     band = -(-rows // bands)

@@ -1,7 +1,7 @@
 """The kernels of every backend that runs programs: what each takes, what it costs, how its program is made.
 
 =========================  ===========================================================================
-conv_depthwise_nchw        tiles of rows, the halo of a channel in the thread's own scratch
+conv_depthwise_nchw        tiles of rows, in place with masks for the padding, or of copies with a halo
 conv_depthwise_nhwc        channels in vectors, no halo: padding is a pixel of zeros
 conv_depthwise_fourier     large kernels: products of frequencies along W, between transforms by the register tile
 conv_winograd_4, _5, _6    a few taps at a time: fewer products, between transforms to 4 ... 6 points on an axis or two

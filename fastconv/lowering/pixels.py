@@ -4,16 +4,21 @@ import math
 
 import numpy as np
 
-from .columns import TILE_ROWS, row_step, runs_of, tile_rows
+from .columns import STRIDED, TILE_ROWS, row_step, runs_of, tile_rows
 from .dense import add_halo
 from .geometry import Axes, Image, Sums, convolution_axis, input_strides, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
 
-__all__ = ["MIN_PIXELS", "STRIP_BYTES", "is_small", "lower_pixels", "pixel_tiles"]
+__all__ = ["MIN_PIXELS", "STRIP_BYTES", "lower_pixels", "pays_to_turn", "pixel_tiles"]
 
-# Output pixels of a plane below which its channels go into the vectors: 7x7 x 960 takes 27 us and not 50 with a
-# 3x3 kernel; 14x14 x 576 takes 70 us and not 45.
-SMALL_PLANE = 64
+# Output pixels of a plane up to which its channels go into the vectors: 960 x 7x7 takes 26 us and not 38 with a 3x3
+# kernel; 512 x 8x8 takes 22 us and not 19. Inputs may be so many times as large, unless pixels lie so far apart that they
+# share few sets of L1 (14x14 to 7x7: 576 channels 28 and not 42 us, 512 channels 37 and not 31).
+SMALL_PLANE = 56
+INPUTS, CROWDED_INPUTS = 4, 2
+CROWDED_BYTES = 2048
+CROWDED_READS = 6
+TURNED_BYTES = 5 << 18
 # Taps of a single row from which on the same holds, however long it is.
 MANY_TAPS = 16
 # A transposition goes by squares of so many.
@@ -38,7 +43,7 @@ BAND_ROWS = 2
 BAND_REACHES = 3
 BLOCK_VECTORS = 4
 # Vectors of a pixel among which one more does not count, if all of them are on lines then.
-LINE_VECTORS = 8
+LINE_VECTORS = 4
 
 
 def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
@@ -58,6 +63,8 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
     if channels != p.in_channels:
         # Each channel is repeated for every output it feeds; then output and input channels agree.
         x, x_image, strides = _repeat(b)
+    elif p.layout == "NHWC" and _is_crowded(b, axes):
+        x, x_image, strides = _moved_apart(b)
     w_stride = round_up(channels, b.lanes)
     taps = np.arange(p.taps)
     packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
@@ -184,17 +191,24 @@ def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
     return blocks, -(-rows // bands)
 
 
-def is_small(b: Builder, axes: Axes) -> bool:
-    """Whether planes are so small, and so many, that it pays to have their channels in the vectors.
+def pays_to_turn(b: Builder, axes: Axes) -> bool:
+    """Whether it pays to put the channels of planes into the vectors, and those of the result back.
 
     The rows of 7 x 7 pixels fill half a vector, and each plane has as much around it as in it: two transpositions
-    cost less. So they do where planes are single rows, in which no two products share what they load, if taps are many.
+    cost less. So they do where planes are single rows, in which no two products share what they load, if taps are many,
+    and where planes would be copied in phases of a stride that has no tiles (96 x 56x56, stride 3: 55 and not 72 us),
+    unless that is as much as no L2 holds (512 x 57x57: 800 and not 480 us).
     """
     p = b.problem
-    small = math.prod(p.output_size) <= SMALL_PLANE and math.prod(p.input_size) <= 4 * SMALL_PLANE
-    row = math.prod(p.input_size) == p.input_size[-1] and p.kernel_size[-1] >= MANY_TAPS
+    inputs = CROWDED_INPUTS if p.in_channels * b.itemsize % CROWDED_BYTES == 0 else INPUTS
+    size = math.prod(p.input_size)
+    small = math.prod(p.output_size) <= SMALL_PLANE and size <= inputs * SMALL_PLANE
+    row = size == p.input_size[-1] and p.kernel_size[-1] >= MANY_TAPS
+    strided = (
+        p.variant == "conv" and p.stride[-1] > STRIDED and size * p.in_channels * b.itemsize <= TURNED_BYTES
+    )
     return (
-        (small or row)
+        (small or row or strided)
         and p.layout == "NCHW"
         and p.in_channels == p.out_channels >= b.lanes
         and not any(axis.has_gaps for axis in axes)
@@ -272,6 +286,53 @@ def pixel_tiles(
             used += 2 + kernel_rows * (len(columns) + count)  # a 0 behind each column, at most
         tiles.append({"pixels": some, "y": first * y_w, "columns": b.table([*columns, 0]), "list": at})
     return tiles, used
+
+
+def _is_crowded(b: Builder, axes: Axes) -> bool:
+    """Whether pixels share few sets of L1 and are read so often that a copy, in which they do not, takes less time.
+
+    512 x 14x14 takes 37 us with a 3x3 kernel, and not 34 to 62 as the array happens to lie; 1024 x 32x32 takes 400 and not
+    580 to 1120 us. But with stride 2 512 x 14x14 takes 23 and not 20 us.
+    """
+    p = b.problem
+    useful = math.prod(axis.useful() for axis in axes)
+    reads = useful * p.taps * math.prod(p.output_size) / math.prod(p.input_size)
+    crowded = p.in_channels * b.itemsize % CROWDED_BYTES == 0
+    return crowded and p.variant == "conv" and reads >= CROWDED_READS
+
+
+def _moved_apart(b: Builder) -> tuple[Operand, int, list[int]]:
+    """Add the stage that copies pixels a vector further apart, and return the image it makes, its size and its strides."""
+    p = b.problem
+    d, h, w = (1,) * (3 - p.ndim) + p.input_size
+    channels, pixels, pixel = p.in_channels, d * h * w, p.in_channels + b.lanes
+    b.chunked(pixels * pixel * b.itemsize)
+    x = b.scratch(pixels * pixel, 0, "pixels further apart")
+    line = convolution_axis(channels, 1, channels, 1, (0, 0), 1, "zeros")
+    words: Words = dict.fromkeys(WORDS["halo"], 0)
+    words |= dict(
+        x=b.operand("input"),
+        y=x,
+        images=Operand("images"),
+        x_image=pixels * channels,
+        x_h=channels,
+        x_w=1,
+        y_image=pixels * pixel,
+        y_h=pixel,
+        repeat=1,
+        blocks=1,
+        starts=b.table([0, 1]),
+        rows_d=1,
+        rows_h=pixels,
+        w_phases=1,
+        w_lines=channels,
+        map_d=b.table([0]),
+        map_h=b.table(range(pixels)),
+        map_w=b.table(line.map),
+        runs=b.table(line.runs()),
+    )
+    b.stage("halo_planes", pixels, words)
+    return x, pixels * pixel, [h * w * pixel, w * pixel, pixel]
 
 
 def _repeat(b: Builder) -> tuple[Operand, int, list[int]]:

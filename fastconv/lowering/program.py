@@ -47,13 +47,15 @@ _WINOGRAD_SUM = "tiles tile_count sources source_count w points terms w_offsets 
 _WINOGRAD_TILE = "source step y rows columns row"
 _WINOGRAD_POINT = "begin end"
 _DEPTHWISE_PLANES = (
-    "x x_end w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
+    "x w b y work work_stride images x_image x_channel x_d x_h x_w y_image y_channel channels "
     "multiplier bands band by_bands lines_d h_phases h_lines band_lines w_phases w_lines map_d map_h map_w runs copies "
-    "line_d line_phase line_h band_size sums sum_count kernel_taps activation direct w_sums spare "
+    "line_d line_phase line_h band_size sums sum_count kernel_taps activation in_place x_band w_sums spare "
     "spare_sum out_w"
 )
-_PLANE_SUM = "x_row w_step tiles last_tiles x_d y y_d y_h y_w y_row n_d n_h"
-_PLANE_TILE = "rows size part x y groups blocks"
+_PLANE_SUM = "x_row w_step rows x_d y y_d y_h y_w y_row n_d n_h"
+_PLANE_ROW = "rows x y tiles"
+_PLANE_TILE = "size part x y groups blocks"
+_PLANE_COLUMN = "x w lines mask next_mask last_mask"
 _COPY = "rows n step to odd third to_row at at_row"
 _DEPTHWISE_PIXELS = (
     "x w b y work work_stride images x_image y_image channels w_stride row_words list_words sums sum_count tasks band "
@@ -124,7 +126,9 @@ WORDS = {
     "winograd_point": tuple(_WINOGRAD_POINT.split()),
     "depthwise_planes": tuple(_DEPTHWISE_PLANES.split()),
     "plane_sum": tuple(_PLANE_SUM.split()),
+    "plane_row": tuple(_PLANE_ROW.split()),
     "plane_tile": tuple(_PLANE_TILE.split()),
+    "plane_column": tuple(_PLANE_COLUMN.split()),
     "copy": tuple(_COPY.split()),
     "depthwise_pixels": tuple(_DEPTHWISE_PIXELS.split()),
     "pixel_sum": tuple(_PIXEL_SUM.split()),

@@ -11,7 +11,7 @@ from typing import Any
 from ..registry import Refusal
 from ..separable_problem import SeparableProblem
 from .columns import TILE_ROWS
-from .dense import DensePlan
+from .dense import DensePlan, reads_lines
 from .depthwise import GFLOPS, lower_planes
 from .geometry import Axes, AxisSum, Image, axes_of, sums_of
 from .pixels import lower_pixels
@@ -21,8 +21,10 @@ __all__ = ["lower_separable", "refuse_separable"]
 
 # What lies between: with the weights it shares L2.
 PANEL_BYTES = 1 << 19
-# An image that is turned stays in L2 (728 x 19x19 gains 8 %, 144 x 56x56 loses 20 %).
+# An image that is turned stays in L2 (728 x 19x19 gains 8 %, 144 x 56x56 loses 20 %), and its rows fill few vectors (75 x
+# 45x80 takes 970 and not 710 us).
 TURNED_BYTES = 5 << 18
+TURNED_VECTORS = 2
 # Fewer pixels are not worth a task of their own, as each reads all pointwise weights; nor are fewer rows of planes, as
 # each copies a halo.
 MIN_PIXELS = 24
@@ -88,7 +90,8 @@ def _pays_to_turn(b: Builder) -> bool:
     """
     p = b.problem
     in_cache = math.prod(p.input_shape[1:]) * b.itemsize <= TURNED_BYTES
-    return in_cache and p.in_channels == p.out_channels >= b.lanes
+    short = p.output_size[-1] < TURNED_VECTORS * b.lanes
+    return in_cache and short and p.in_channels == p.out_channels >= b.lanes
 
 
 def refuse_separable(problem: SeparableProblem) -> str | None:
@@ -133,7 +136,7 @@ class BandPlan(DensePlan):
             self.image, self.x_channel = Image.of(self.axes, self.c), 1
             return
         self.image, self.x_channel = self.panel, self.panel.size
-        self.direct = self.is_direct()
+        self.direct = reads_lines(self.image, self.sums, self.o, self.rows)
 
     def add_product(self) -> None:
         """Give each band a sum of its own before the product is made of them."""
@@ -148,13 +151,6 @@ class BandPlan(DensePlan):
         self.sums, self.records = sums, [dict(self.records[0]) for _ in sums]
         super().add_product()
         self.band_tasks = self.records[1]["task_begin"] if self.bands > 1 else self.b.stages[-1][2]
-
-    def is_direct(self) -> bool:
-        """Whether output channels are so few that to stitch a panel takes longer than to read rows out of L2 again.
-
-        144 x 56x56 to 24 takes 399 us and not 423.
-        """
-        return self.o <= 4 * self.rows
 
     def channel_chunk(self, pixel_block: int, tasks: int, deep: bool) -> int:
         return super().channel_chunk(pixel_block, ENOUGH_TASKS, deep)

@@ -9,6 +9,7 @@ order does not depend on where a tile lies.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...lowering.program import WORDS
 from .epilogue import RELU6
 from .simd import (
     INTEGER_POINTER,
@@ -23,10 +24,11 @@ from .simd import (
     emit_function,
     emit_get,
     emit_load,
-    emit_loads,
     emit_loop,
+    emit_mask,
     emit_masked_load,
     emit_masked_store,
+    emit_shuffle,
     emit_splat,
     emit_store,
     emit_table,
@@ -42,9 +44,16 @@ from .simd import (
 )
 
 MAX_ROWS, MAX_TAPS = 8, 5
-# Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector: as in the lowering.
+# Vectors of a tile (their logarithm) by its rows, and what stands there for half a vector, for one of every second pixel, and
+# for one of each of two phases of the output, with the rows of such tiles: as in the lowering.
 MOST_VECTORS = (0, 3, 2, 1, 1, 0, 0, 0, 0)
 HALF, HALVED_BYTES = 4, 64
+SECOND, PAIRED = 5, 6
+SECOND_ROWS, PAIRED_ROWS = (1, 2, 4, 7), (1, 2, 4)
+MAX_COLUMNS = 3
+# Vectors so short have no masks.
+UNMASKED_BYTES = 16
+COLUMN_WORDS = len(WORDS["plane_column"])
 # Tiles are numbered rows * ROW_OF_TABLE + size.
 ROW_OF_TABLE = 8
 
@@ -64,8 +73,8 @@ def halves(like):
     return word(like), lambda builder, _: WORD(int(half_of(like) is not None))
 
 
-def emit_groups(builder: Any, group: Any, sums: list, add: Callable) -> tuple[Any, list]:
-    """Emit ``while group[0]: group, sums = add(taps, group, sums)`` with code of its own for each number of taps."""
+def emit_groups(builder: Any, group: Any, sums: list, kinds: int, add: Callable) -> tuple[Any, list]:
+    """Emit ``while group[0]: group, sums = add(kind, group, sums)`` with code of its own for each kind."""
     before, function = builder.block, builder.function
     head, after = function.append_basic_block("group"), function.append_basic_block("summed")
     builder.branch(head)
@@ -73,11 +82,11 @@ def emit_groups(builder: Any, group: Any, sums: list, add: Callable) -> tuple[An
     at, carried = builder.phi(INTEGER_POINTER), [builder.phi(value.type) for value in sums]
     jump = builder.switch(emit_get(builder, at, 0), after)
     arrivals = [(group, sums, before)]
-    for taps in range(1, MAX_TAPS + 1):
-        block = function.append_basic_block(f"taps_{taps}")
-        jump.add_case(WORD(taps), block)
+    for kind in range(1, kinds + 1):
+        block = function.append_basic_block(f"kind_{kind}")
+        jump.add_case(WORD(kind), block)
         builder.position_at_end(block)
-        following, updated = add(taps, at, carried)
+        following, updated = add(kind, at, carried)
         builder.branch(head)
         arrivals.append((following, updated, builder.block))
     for place, values, block in arrivals:
@@ -103,13 +112,14 @@ def emit_when(builder: Any, condition: Any, values: list, change: Callable) -> l
     return found
 
 
-def emit_products(builder: Any, rows: int, weights: list, values: list, sums: list) -> list:
-    """Add weight j times value r + j to row r; values and sums are lists of one vector a row."""
+def emit_products(builder: Any, rows: int, weights: list, values: list, sums: list, stride: int = 1) -> list:
+    """Add weight j times value stride * r + j to row r; values and sums are lists of one vector a row."""
     sums = list(sums)
     for i, value in enumerate(values):
         for j, weight in enumerate(weights):
-            if 0 <= i - j < rows:
-                sums[i - j] = emit_fma(builder, weight, value, sums[i - j])
+            r, between = divmod(i - j, stride)
+            if 0 <= r < rows and between == 0:
+                sums[r] = emit_fma(builder, weight, value, sums[r])
     return sums
 
 
@@ -124,67 +134,128 @@ def emit_clamp(builder: Any, kind: Any, activation: Any, values: list) -> list:
     return [builder.select(builder.fcmp_ordered(">", v, most), most, v) for v in positive]
 
 
-def emit_columns(kind: Any, rows: int, vectors: int) -> Callable:
-    """Return what emits the sums of a tile of one shape."""
+def emit_lines(
+    builder: Any, kind: Any, x: Any, stride: int, columns: int, vectors: int, masks: list | None
+) -> list:
+    """Load the vectors of a line: those side by side, or of every second pixel those of columns beside each other."""
+
+    def load(n: int) -> Any:
+        place = emit_at(builder, x, n * kind.lanes)
+        return emit_masked_load(builder, kind, place, masks[n]) if masks else emit_load(builder, kind, place)
+
+    if stride == 1:
+        return [load(v) for v in range(vectors)]
+    a, b = load(0), load(1)
+    found = [
+        emit_shuffle(builder, a, b, list(range(odd, 2 * kind.lanes, 2))) for odd in range(min(columns, 2))
+    ]
+    if columns == MAX_COLUMNS:
+        found.append(emit_shuffle(builder, found[0], load(2), list(range(1, kind.lanes + 1))))
+    return found
+
+
+def emit_columns(kind: Any, rows: int, vectors: int, stride: int = 1, phases: int = 1) -> Callable:
+    """Return what emits the sums of a tile of one shape.
+
+    It may be of every second pixel (stride 2), or have a vector of each of two phases of the output.
+    """
+    kinds = MAX_TAPS * (MAX_COLUMNS if stride > 1 else phases)
+    masked = kind.lanes * bytes_of(kind.element) > UNMASKED_BYTES
 
     def emit(builder, group, x, x_row, w, w_step, y, y_row, part, total, adding, bias, activation, state):
-        def add(taps, group, sums):
+        def add(number, group, sums):
+            more, taps = divmod(number - 1, MAX_TAPS)
+            taps += 1
+            columns, phase = (more + 1, 0) if stride > 1 else (1, more)
+            side_by_side = vectors if phases == 1 else 1
+
             def step(k, sums):
-                column = builder.mul(k, WORD(2))
-                x_k = emit_at(builder, x, emit_get(builder, group, builder.add(column, WORD(2))))
-                w_k = emit_at(builder, w, emit_get(builder, group, builder.add(column, WORD(3))))
-                weights = []
+                column = emit_at(builder, group, builder.add(builder.mul(k, WORD(COLUMN_WORDS)), WORD(2)))
+                x_k = emit_at(builder, x, emit_get(builder, column, 0))
+                w_k = emit_at(builder, w, emit_get(builder, column, 1))
+                inside = emit_get(builder, column, 2)
+                lanes = [emit_mask(builder, kind, column, 3 + n) for n in range(3)]
+                none = ir.Constant(lanes[0].type, None)
+                if side_by_side > 1:
+                    lanes = [ir.Constant(lanes[0].type, [1] * kind.lanes)] * side_by_side
+                weights: list[list] = [[] for _ in range(columns)]
                 for _ in range(taps):
-                    weights.append(emit_splat(builder, ll_vector(kind), builder.load(w_k)))
+                    for n, those in enumerate(weights):
+                        those.append(emit_splat(builder, ll_vector(kind), emit_get(builder, w_k, n)))
                     w_k = emit_at(builder, w_k, w_step)
                 lines = []
-                for _ in range(rows + taps - 1):
-                    lines.append(emit_loads(builder, kind, x_k, vectors))
+                for i in range(stride * (rows - 1) + taps):
+                    bit = builder.trunc(builder.lshr(inside, WORD(i)), ir.IntType(1))
+                    masks = [builder.select(bit, mask, none) for mask in lanes] if masked else None
+                    lines.append(emit_lines(builder, kind, x_k, stride, columns, side_by_side, masks))
                     x_k = emit_at(builder, x_k, x_row)
                 updated = list(sums)
-                for v in range(vectors):
-                    values = [line[v] for line in lines]
-                    updated[v::vectors] = emit_products(builder, rows, weights, values, updated[v::vectors])
+                for v in range(side_by_side):
+                    place = slice(phase + v, None, vectors)
+                    for n, those in enumerate(weights):
+                        values = [line[v if stride == 1 else n] for line in lines]
+                        updated[place] = emit_products(builder, rows, those, values, updated[place], stride)
                 return updated
 
-            words = emit_get(builder, group, 1)
-            columns = builder.lshr(builder.sub(words, WORD(2)), WORD(1))
-            return emit_at(builder, group, words), emit_loop(builder, columns, sums, step)
+            count = emit_get(builder, group, 1)
+            end = emit_at(builder, group, builder.add(builder.mul(count, WORD(COLUMN_WORDS)), WORD(2)))
+            return end, emit_loop(builder, count, sums, step)
 
-        end, sums = emit_groups(builder, group, zeros(kind, rows * vectors), add)
+        end, sums = emit_groups(builder, group, zeros(kind, rows * vectors), kinds, add)
         builder.store(builder.ptrtoint(emit_at(builder, end, 1), WORD), state)
 
         def add_totals(sums):
             before = [emit_load(builder, kind, total, n * kind.lanes) for n in range(rows * vectors)]
+            if phases > 1:
+                before = emit_turns(builder, kind, before, apart=True)
             return [builder.fadd(old, new) for old, new in zip(before, sums, strict=True)]
 
         sums = emit_when(builder, adding, sums, add_totals)
         shift = emit_splat(builder, ll_vector(kind), bias)
         sums = [builder.fadd(value, shift) for value in sums]
         sums = emit_when(builder, activation, sums, lambda sums: emit_clamp(builder, kind, activation, sums))
+        if phases > 1:
+            sums = emit_turns(builder, kind, sums, apart=False)
         places = [emit_at(builder, y, builder.mul(y_row, WORD(r))) for r in range(rows)]
-        emit_rows(builder, kind, places, sums, vectors, part)
+        emit_rows(builder, kind, places, sums, vectors, part, phases > 1)
 
     return emit
 
 
-def emit_rows(builder: Any, kind: Any, places: list, sums: list, vectors: int, part: Any) -> None:
-    """Store the rows of a tile, or the first `part` elements of their only vectors."""
+def emit_turns(builder: Any, kind: Any, pairs: list, *, apart: bool) -> list:
+    """Of each pair of vectors, which lie one after the other, the lanes by turns, or what had been so apart."""
+    size, found = kind.lanes, []
+    for a, b in zip(pairs[::2], pairs[1::2], strict=True):
+        for side in (0, 1):
+            turns = [side * size // 2 + i // 2 + i % 2 * size for i in range(size)]
+            found.append(emit_shuffle(builder, a, b, list(range(side, 2 * size, 2)) if apart else turns))
+    return found
+
+
+def emit_rows(
+    builder: Any, kind: Any, places: list, sums: list, vectors: int, part: Any, paired: bool = False
+) -> None:
+    """Store the rows of a tile, or the first `part` elements of each, if it has one vector, or two that are paired."""
 
     def whole():
         for n, value in enumerate(sums):
             emit_store(builder, kind, emit_at(builder, places[n // vectors], n % vectors * kind.lanes), value)
 
-    if vectors > 1:
+    if vectors > 1 and not paired:
         whole()
         return
     with builder.if_else(builder.icmp_signed("==", part, WORD(0))) as (all_of_them, some):
         with all_of_them:
             whole()
         with some:
-            mask = emit_first(builder, kind, part)
-            for place, value in zip(places, sums, strict=True):
-                emit_masked_store(builder, kind, place, value, mask)
+            masks = []
+            for v in range(vectors):
+                left = builder.sub(part, WORD(v * kind.lanes))
+                none = builder.icmp_signed("<", left, WORD(0))
+                masks.append(emit_first(builder, kind, builder.select(none, WORD(0), left)))
+            for n, value in enumerate(sums):
+                place = emit_at(builder, places[n // vectors], n % vectors * kind.lanes)
+                emit_masked_store(builder, kind, place, value, masks[n % vectors])
 
 
 def columns_type(like: Any) -> ir.FunctionType:
@@ -211,8 +282,10 @@ def column_tiles(like):
         for r in range(1, MAX_ROWS + 1)
         for s in range(MOST_VECTORS[r] + 1)
     }
+    cases |= {(r, PAIRED): (kind, emit_columns(kind, r, 2, phases=2)) for r in PAIRED_ROWS}
     if half:
         cases |= {(r, HALF): (half, emit_columns(half, r, 1)) for r in range(1, MAX_ROWS + 1)}
+        cases |= {(r, SECOND): (kind, emit_columns(kind, r, 1, stride=2)) for r in SECOND_ROWS}
     name = "fastconv_columns"
     return INTEGERS(like), lambda builder, _: emit_shapes(builder, name, columns_type(like), cases)
 
@@ -239,8 +312,8 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
     """Return what emits the sums of so many pixels, for `many` vectors of channels or a part of one."""
 
     def emit(
-        builder, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, total, adding, bias, has_bias, activation,
-        state,
+        builder, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, first_step, total, adding, bias, has_bias,
+        activation, state,
     ):  # fmt: skip
         size = WORD(bytes_of(kind.element))
 
@@ -251,7 +324,10 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
             return emit_load(builder, kind, pixel)
 
         def vector(k, _):
-            here = builder.add(channel, builder.mul(k, WORD(kind.lanes)))
+            more = builder.select(
+                builder.icmp_signed("==", k, WORD(0)), k, builder.sub(first_step, WORD(kind.lanes))
+            )
+            here = builder.add(channel, builder.add(builder.mul(k, WORD(kind.lanes)), more))
             w_here = emit_at(builder, w, here)
 
             def kernel_row(r, carried):
@@ -272,7 +348,7 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
                     following = emit_at(builder, column, 2 + pixels)
                     return following, emit_products(builder, rows, weights, values, sums)
 
-                end, sums = emit_groups(builder, columns, carried, add)
+                end, sums = emit_groups(builder, columns, carried, MAX_TAPS, add)
                 builder.store(builder.ptrtoint(emit_at(builder, end, 1), WORD), state)
                 return sums
 
@@ -318,7 +394,7 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
 
 def pixels_type(like: Any) -> ir.FunctionType:
     reals = ll_reals(like)
-    places = [INTEGER_POINTER, INTEGER_POINTER, WORD, reals, WORD, reals, WORD, WORD, WORD, reals, WORD]
+    places = [INTEGER_POINTER, INTEGER_POINTER, WORD, reals, WORD, reals, WORD, WORD, WORD, WORD, reals, WORD]
     return ir.FunctionType(ir.VoidType(), [*places, reals, WORD, WORD, INTEGER_POINTER])
 
 
@@ -336,16 +412,17 @@ def pixel_tiles(like):
 
 @verb
 def pixels(
-    tiles, rows, size, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, total, adding, bias, has_bias,
-    activation, state,
+    tiles, rows, size, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, step, total, adding, bias,
+    has_bias, activation, state,
 ):  # fmt: skip
     """Sum one K block of a tile of pixels, channels last.
 
-    Results go to y[r * y_row + channel]; state[0] becomes where the next block begins.
+    Results go to y[r * y_row + channel], for `many` vectors of channels, the second of which is `step` behind the first;
+    state[0] becomes where the next block begins.
     """
 
     def emit(builder, tiles, rows, size, *args):
         emit_shape(builder, tiles, rows, size, pixels_type(w), args)
 
-    places = (INTEGERS, INTEGERS, word, w, word, y, word, word, word, total, word)
+    places = (INTEGERS, INTEGERS, word, w, word, y, word, word, word, word, total, word)
     return void(INTEGERS, word, word, *places, bias, word, word, INTEGERS), emit

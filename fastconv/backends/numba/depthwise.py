@@ -1,13 +1,13 @@
 """One input channel a group. There is no matrix product to block: what counts is how often a value is moved.
 
-``depthwise_planes`` (channels first) sums tiles of rows, in a band of the image whose halo is made in the thread's
-own scratch. ``depthwise_pixels`` (channels last) makes no halo at all: tiles that meet padding get a list of the
+``depthwise_planes`` (channels first) sums tiles of rows, of the image as it lies, or of a band whose halo is made in the
+thread's own scratch. ``depthwise_pixels`` (channels last) makes no halo at all: tiles that meet padding get a list of the
 addresses of their pixels, in which padding is a pixel of zeros.
 """
 
 from numba import int64
 
-from .columns import MAX_ROWS, column_tiles, columns, halves, pixel_tiles, pixels
+from .columns import HALF, MAX_ROWS, PAIRED, SECOND, column_tiles, columns, halves, pixel_tiles, pixels
 from .epilogue import LINEAR, RELU6, finish_lanes, finish_row
 from .halo import copy_rows, fill_row
 from .moves import clear, copy, copy_strided, load_some, merge
@@ -15,7 +15,6 @@ from .simd import (
     address,
     bytes_each,
     call_engine,
-    elements_before,
     fma,
     helper,
     integers,
@@ -29,8 +28,6 @@ from .simd import (
     store,
     words_of,
 )
-
-HALF = 4  # as in columns.py
 
 
 @helper
@@ -50,10 +47,20 @@ def map_band(a, x, first_row, scratch):
 
 
 @helper
-def buffered_tile(shapes, s, tile, x, w, y, bias, activation, c, state):
+def width_of(like, size):
+    """How many results a row of a tile has."""
+    if size == HALF:
+        return lanes(like) // 2
+    if size == PAIRED:
+        return lanes(like) * 2
+    return lanes(like) if size == SECOND else lanes(like) << size
+
+
+@helper
+def buffered_tile(shapes, s, tile, rows, x, w, y, bias, activation, c, state):
     """One tile by way of a buffer: several K blocks, strided output, activations that are not simple."""
-    rows, size, zero = tile.rows, tile.size, real(x, 0.0)
-    width = lanes(x) // 2 if size == HALF else lanes(x) << size
+    size, zero = tile.size, real(x, 0.0)
+    width = width_of(x, size)
     simple = activation <= RELU6
     state[0] = tile.groups
     for block in range(tile.blocks - 1):
@@ -80,27 +87,41 @@ def sum_band(a, shapes, sums, lines, image, o, band, scratch, c, state):
     apart, activation = scratch + a.spare, a.activation
     first = sums[0]
     y = reals(a, a.y) + (image * a.y_image + o * a.y_channel + first.y + band * a.band * first.y_h)
-    last = band == a.bands - 1
     for d in range(first.n_d):
         y_d = y + d * first.y_d
         for k in range(a.w_sums):
             s = sums[k]
-            tiles, t = records(a, s.last_tiles if last else s.tiles, "plane_tile"), 0
+            rows, r = records(a, integers(s.rows)[band], "plane_row"), 0
             x, to = lines + d * s.x_d, y_d if a.w_sums == 1 else apart + k * a.spare_sum
             direct = activation <= RELU6 and s.y_w == 1
-            while tiles[t].rows:
-                tile = tiles[t]
-                if direct and tile.blocks == 1:
-                    columns(
-                        shapes, tile.rows, tile.size, integers(tile.groups), x + tile.x, s.x_row, w, s.w_step,
-                        to + tile.y, s.y_row, tile.part, c, 0, bias, activation, state,
-                    )  # fmt: skip
-                else:
-                    buffered_tile(shapes, s, tile, x + tile.x, w, to + tile.y, bias, activation, c, state)
-                t += 1
+            while rows[r].rows:
+                row, tiles, t = rows[r], records(a, rows[r].tiles, "plane_tile"), 0
+                x_r, y_r = x + row.x, to + row.y
+                while tiles[t].groups:
+                    tile = tiles[t]
+                    if direct and tile.blocks == 1:
+                        columns(
+                            shapes, row.rows, tile.size, integers(tile.groups), x_r + tile.x, s.x_row, w, s.w_step,
+                            y_r + tile.y, s.y_row, tile.part, c, 0, bias, activation, state,
+                        )  # fmt: skip
+                    else:
+                        buffered_tile(
+                            shapes,
+                            s,
+                            tile,
+                            row.rows,
+                            x_r + tile.x,
+                            w,
+                            y_r + tile.y,
+                            bias,
+                            activation,
+                            c,
+                            state,
+                        )
+                    t += 1
+                r += 1
         if a.w_sums > 1:
-            rows = first.n_h - band * a.band if last else a.band
-            for h in range(rows):
+            for h in range(min(first.n_h - band * a.band, a.band)):
                 merge(
                     y_d + h * first.y_h, apart + h * (a.spare_sum // a.band), a.spare_sum, a.w_sums, a.out_w
                 )
@@ -115,18 +136,29 @@ def place(a, task):
 
 
 @helper
-def read_band(a, task, scratch):
-    """The lines of the band of a task: in place if the array reaches far enough, else in a half of scratch."""
-    band, channel, image = place(a, task)
+def step_place(a, band, channel, image):
+    """Return the same of the next task; counted and not divided out, as small planes take no longer than a few divisions."""
+    inner, outer, inners, outers = band, channel, a.bands, a.channels
+    if a.by_bands:
+        inner, outer, inners, outers = channel, band, a.channels, a.bands
+    inner += 1
+    if inner == inners:
+        inner, outer = 0, outer + 1
+        if outer == outers:
+            outer, image = 0, image + 1
+    if a.by_bands:
+        return outer, inner, image
+    return inner, outer, image
+
+
+@helper
+def read_band(a, band, channel, image, to):
+    """A band of a channel: in place, or its lines in scratch."""
     x = reals(a, a.x) + (image * a.x_image + channel * a.x_channel)
-    first_row, to = band * a.band, scratch + (task & 1) * a.band_size
-    if a.direct:
-        lines = min(a.h_lines - first_row, a.band_lines)
-        reach = (a.lines_d - 1) * a.line_d + (first_row + lines) * a.line_h + lanes(x)
-        if elements_before(x, a.x_end) >= reach:
-            return x + first_row * a.line_h
+    if a.in_place:
+        return x + band * a.x_band
     if a.copies == 0:
-        map_band(a, x, first_row, to)
+        map_band(a, x, band * a.band, to)
     else:
         listed, c = records(a, integers(a.copies)[band], "copy"), 0
         while listed[c].rows:
@@ -142,16 +174,20 @@ def depthwise_planes(a, begin, end, thread):
     clear(scratch, 2 * a.band_size)
     sums = records(a, a.sums, "plane_sum")
     lines = following = scratch
+    next_band, next_channel, next_image = place(a, begin)
+    band, channel, image = next_band, next_channel, next_image
     # The next band is copied before this one is summed: its stores have time to land.
     for task in range(begin - 1, end):
         if task + 1 < end:
-            following = read_band(a, task + 1, scratch)
+            half = scratch + (task & 1) * a.band_size
+            following = read_band(a, next_band, next_channel, next_image, half)
+            next_band, next_channel, next_image = step_place(a, next_band, next_channel, next_image)
         if task >= begin:
-            band, channel, image = place(a, task)
             for s in range(0, a.sum_count, a.w_sums):
                 for m in range(a.multiplier):
                     o = channel * a.multiplier + m
                     sum_band(a, shapes, sums[s], lines, image, o, band, scratch, c, state)
+            band, channel, image = step_place(a, band, channel, image)
         lines = following
 
 
@@ -196,16 +232,19 @@ def address_columns(kernel_rows, column, pixels, k_block, zero, to):
 
 
 @helper
-def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, y, c, state):
-    """A tile of pixels for some channels. The last vector overlaps the one before, or is the only one."""
+def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, shift, y, c, state):
+    """A tile of pixels for some channels. The last vector overlaps the one before, or is the only one; the second one of
+    all, at `shift` if that is not 0, overlaps the first.
+    """
     w, bias = reals(a, a.w), reals(a, a.b)
     simple = a.activation <= RELU6
     while channel < end:
         left = end - channel
         width, size, part, many = lanes(a), 0, 0, 1
+        step = shift if channel == 0 and shift else lanes(a)
         if left >= lanes(a):
             if blocks == 1 and simple:
-                many = left // lanes(a)
+                many = (left - step) // lanes(a) + 1
         else:
             if halves(a) and left <= lanes(a) // 2 and a.channels >= lanes(a) // 2:
                 width, size = lanes(a) // 2, HALF
@@ -218,25 +257,25 @@ def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, y
         for block in range(blocks - 1):
             pixels(
                 shapes, count, size, kernel_rows, integers(state[0]), channel, w, s.w_step, aside, width, part, 1,
-                aside, min(block, 1), bias, 0, LINEAR, state,
+                step, aside, min(block, 1), bias, 0, LINEAR, state,
             )  # fmt: skip
         to, to_row = (y, s.y_row) if simple else (aside, width)
         adding, has_bias = 1 if blocks > 1 else 0, 1 if a.b else 0
         clamp = a.activation if simple else LINEAR
         pixels(
             shapes, count, size, kernel_rows, integers(state[0]), channel, w, s.w_step, to, to_row, part, many,
-            aside, adding, bias, has_bias, clamp, state,
+            step, aside, adding, bias, has_bias, clamp, state,
         )  # fmt: skip
         if not simple:
             finish_row(c, count * width, real(a, 0.0), a.activation)
             for r in range(count):
                 copy(y + (r * s.y_row + channel), c + r * width, part if part else width)
-        channel += many * width
+        channel += step + (many - 1) * lanes(a)
 
 
 @helper
 def pixel_strip(
-    a, shapes, s, first_row, row_count, tile, tile_end, rows, lists, channel, end, y, one_row, c, state
+    a, shapes, s, first_row, row_count, tile, tile_end, rows, lists, channel, end, shift, y, one_row, c, state
 ):
     """The tiles of a strip of columns in all rows of a band, for some channels.
 
@@ -251,7 +290,7 @@ def pixel_strip(
             if tiles[t].list >= 0:
                 made = lists + (r * a.list_words + tiles[t].list)
                 rows_t, columns_t, blocks = one_row, made + 1, made[0]
-            pixel_tile(a, shapes, s, count, rows_t, columns_t, blocks, channel, end, y_t, c, state)
+            pixel_tile(a, shapes, s, count, rows_t, columns_t, blocks, channel, end, shift, y_t, c, state)
 
 
 @helper
@@ -296,13 +335,13 @@ def depthwise_pixels(a, begin, end, thread):
         if block + 1 < a.blocks:
             last = vectors * (block + 1) // a.blocks * size + shift
         while channel < last:
-            until = size if channel < shift else min(channel + a.piece, last)
+            until = min(channel + a.piece + (shift if channel == 0 else 0), last)
             for t in range(0, s.tile_count, s.strip):
                 tile_end = min(t + s.strip, s.tile_count)
                 pixel_strip(
-                    a, shapes, s, first_row, row_count, t, tile_end, rows, lists, channel, until, y, one_row, c, state
+                    a, shapes, s, first_row, row_count, t, tile_end, rows, lists, channel, until, shift, y, one_row, c, state
                 )  # fmt: skip
-            channel = shift if channel < shift else until
+            channel = until
 
 
 @helper

@@ -25,9 +25,9 @@ from .simd import (
     emit_call_entry,
     emit_fma,
     emit_function,
-    emit_get,
     emit_load,
     emit_loop,
+    emit_mask,
     emit_masked_load,
     emit_shuffle,
     emit_store,
@@ -60,11 +60,6 @@ ROW_OF_TABLE, STRIDED = 4, 8
 
 def most_rows(kind: Any) -> int:
     return MANY_ROWS if many_registers(kind.lanes * bytes_of(kind.element)) else FEW_ROWS
-
-
-def emit_mask(builder: Any, kind: Any, masks: Any, n: int) -> Any:
-    bits = builder.trunc(emit_get(builder, masks, n), ir.IntType(kind.lanes))
-    return builder.bitcast(bits, ir.VectorType(ir.IntType(1), kind.lanes))
 
 
 def emit_line(

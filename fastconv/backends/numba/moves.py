@@ -38,8 +38,6 @@ from .simd import (
     void,
     word,
     zeros,
-    zip_high,
-    zip_low,
 )
 
 
@@ -330,13 +328,6 @@ def transpose(y, to, x, x_stride, rows, columns):
 @helper
 def merge(y, x, x_row, count, n):
     """y[i * count + k] = x[k * x_row + i] for i * count + k < n. Each row of x goes on for a vector."""
-    if count == 2:
-        for i in range(0, n, 2 * lanes(y)):
-            a, b = load(x + i // 2), load(x + (x_row + i // 2))
-            store_some(y + i, zip_low(a, b), n - i)
-            if n - i > lanes(y):
-                store_some(y + (i + lanes(y)), zip_high(a, b), n - i - lanes(y))
-    else:
-        whole = n // count
-        transpose(y, count, x, x_row, count, whole)
-        copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)
+    whole = n // count
+    transpose(y, count, x, x_row, count, whole)
+    copy_strided(y + whole * count, 1, x + whole, x_row, n - whole * count)

@@ -420,6 +420,12 @@ def emit_first(builder: Any, kind: Any, n: Any) -> Any:
     return builder.icmp_unsigned("<", position, emit_splat(builder, lanes, builder.trunc(n, INDEX)))
 
 
+def emit_mask(builder: Any, kind: Any, masks: Any, n: int) -> Any:
+    """The n-th mask of a table of integers, each with a bit for a lane."""
+    bits = builder.trunc(emit_get(builder, masks, n), ir.IntType(kind.lanes))
+    return builder.bitcast(bits, ir.VectorType(ir.IntType(1), kind.lanes))
+
+
 def emit_masked_load(builder: Any, kind: Any, pointer: Any, mask: Any) -> Any:
     """Load some lanes, zeros in the others."""
     (zero,) = zeros(kind, 1)
@@ -563,20 +569,6 @@ def thirds(a, b, c, first):
         return emit_shuffle(builder, emit_shuffle(builder, a, b, of_two), c, chosen)
 
     return a(a, b, c, first), emit
-
-
-@verb
-def zip_low(a, b):
-    """The lanes of two vectors in turn, as far as one vector holds them."""
-    chosen = [k // 2 + k % 2 * a.lanes for k in range(a.lanes)]
-    return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
-
-
-@verb
-def zip_high(a, b):
-    """The rest of what zip_low begins."""
-    chosen = [(a.lanes + k) // 2 + k % 2 * a.lanes for k in range(a.lanes)]
-    return a(a, b), lambda builder, a, b: emit_shuffle(builder, a, b, chosen)
 
 
 @verb

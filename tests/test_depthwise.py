@@ -1,0 +1,46 @@
+"""One input channel a group: every kind of tile, on each side of the padding, equals the oracle."""
+
+import numpy as np
+import pytest
+from helpers import integers, run
+
+import fastconv
+from fastconv import config
+
+CHANNELS = 3
+
+# (kernel, stride, dilation, padding): runs of taps, every second pixel with 1 to 3 columns that share it, strides and
+# dilations without tiles of their own, padding beyond the kernel.
+GEOMETRIES = [
+    ((3, 3), (1, 1), (1, 1), (1, 1)),
+    ((7, 6), (1, 1), (1, 1), (3, 0)),
+    ((3, 3), (1, 1), (5, 4), (5, 4)),
+    ((3, 3), (2, 2), (1, 1), (1, 1)),
+    ((5, 5), (2, 2), (1, 1), (12, 6)),
+    ((7, 2), (2, 2), (1, 1), (3, 1)),
+    ((2, 4), (2, 2), (3, 1), (4, 0)),
+    ((3, 3), (1, 2), (1, 1), (1, 1)),
+    ((3, 5), (3, 3), (1, 1), (0, 2)),
+]
+# Fewer pixels than a vector, than half of one, and more than several, none a multiple of it; rows of several tiles.
+SIZES = [(3, 4), (9, 13), (20, 37), (16, 75)]
+
+
+@pytest.mark.parametrize("variant", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "padding"), GEOMETRIES)
+def test_tiles_equal_the_oracle(backend, isa, variant, kernel, stride, dilation, padding):
+    rng = np.random.default_rng(0)
+    for size in SIZES:
+        x = integers(rng, (2, CHANNELS, *size), np.float32)
+        w = integers(rng, (CHANNELS, 1, *kernel), np.float32)
+        b = integers(rng, (CHANNELS,), np.float32)
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": CHANNELS}
+        for activation in ("relu6", "hardswish"):
+            call = (variant, x, w, b)
+            try:
+                expected = run("numpy", *call, **options, activation=activation)
+            except fastconv.ShapeError:  # a kernel that is larger than the image
+                continue
+            with config.limit_isa(isa) if isa else config.threads(2):
+                actual = run(backend, *call, **options, activation=activation)
+            np.testing.assert_array_equal(actual, expected)
