@@ -788,6 +788,7 @@ class TestBadInput:
 
 class TestPlan:
     @pytest.mark.parametrize("op", OPS)
+    @fastconv.accuracy("high")
     def test_a_plan_equals_the_function(self, op, backend):
         for case in testing.cases(op, 8):
             arrays, options = linear_case(case)
