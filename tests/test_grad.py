@@ -396,15 +396,20 @@ def test_winograd_weights_keep_to_the_accuracy_promised(kind, backend):
         elif kind == "smooth":
             x, gy = np.sin(np.arange(size) / 9) + x / 100, 1 + gy / 100
         x, gy = x.astype(np.float32), gy.astype(np.float32)
-        expected = np.empty(problem.weight_shape)
-        (oracle,) = fastconv.kernels("conv2d_weight_grad", backend="numpy")
-        exact = oracle.build(dataclasses.replace(problem, dtype=np.dtype(np.float64)))
-        exact(expected, x.astype(np.float64), gy.astype(np.float64), None, None, None, 1)
-        for kernel in fastconv.kernels("conv2d_weight_grad", backend=backend):
-            if kernel.refuse(problem) is None:
-                actual = np.empty(problem.weight_shape, np.float32)
-                kernel.build(problem)(actual, x, gy, None, None, None, 1)
-                testing.assert_close(actual, expected, 4e-6, kernel.name)
+        all_kernels_are_within(4e-6, problem, x, gy, backend)
+
+
+def all_kernels_are_within(tolerance, problem, x, gy, backend):
+    """Compare the weight gradients of every kernel that takes a problem with the oracle's in float64."""
+    expected = np.empty(problem.weight_shape)
+    (oracle,) = fastconv.kernels(problem.op, backend="numpy")
+    exact = oracle.build(dataclasses.replace(problem, dtype=np.dtype(np.float64)))
+    exact(expected, x.astype(np.float64), gy.astype(np.float64), None, None, None, 1)
+    for kernel in fastconv.kernels(problem.op, backend=backend):
+        if kernel.refuse(problem) is None:
+            actual = np.empty(problem.weight_shape, np.float32)
+            kernel.build(problem)(actual, x, gy, None, None, None, 2)
+            testing.assert_close(actual, expected, tolerance, kernel.name)
 
 
 def test_errors_of_weights_do_not_grow_with_pixels(backend):
@@ -413,15 +418,7 @@ def test_errors_of_weights_do_not_grow_with_pixels(backend):
     problem = Problem.create("conv2d", (4, 4, 640, 640), (5, 4, 3, 3), padding=1)
     problem = dataclasses.replace(problem, op="conv2d_weight_grad")
     x, gy = (normals(rng, shape, np.float32) for shape in (problem.input_shape, problem.output_shape))
-    (oracle,) = fastconv.kernels("conv2d_weight_grad", backend="numpy")
-    expected = np.empty(problem.weight_shape)
-    exact = oracle.build(dataclasses.replace(problem, dtype=np.dtype(np.float64)))
-    exact(expected, x.astype(np.float64), gy.astype(np.float64), None, None, None, 1)
-    for kernel in fastconv.kernels("conv2d_weight_grad", backend=backend):
-        if kernel.refuse(problem) is None:
-            actual = np.empty(problem.weight_shape, np.float32)
-            kernel.build(problem)(actual, x, gy, None, None, None, 2)
-            testing.assert_close(actual, expected, 2e-6, kernel.name)
+    all_kernels_are_within(2e-6, problem, x, gy, backend)
 
 
 # Images in place and in line space, tiles of all shapes, vectors that only masks make whole, rows and columns that one
