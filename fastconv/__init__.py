@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from . import backends as _backends  # noqa: F401
 from . import deform as deform
 from . import grad as grad
+from .about import show_config
 from .config import accuracy, set_default_backend, threads, use_backend
 from .errors import BackendError, ShapeError, UnsupportedError
-from .explain import Explanation, explain, show_config
+from .explain import Explanation, explain
 from .functional import (
     conv1d,
     conv2d,

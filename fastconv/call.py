@@ -76,10 +76,7 @@ def find_call(
 
     `fresh` tells that a new array is wanted for the result, so that one that cannot exist is refused at once.
     """
-    if backend is None:
-        request, source = config.requested_backend()
-    else:
-        request, source = config.as_request(backend), "backend="
+    request, source = config.as_requested(backend)
     kinds: Any = tuple(map(type, options))  # 1.0 and 1 are equal keys, but only one of them is a stride
     if tuple in kinds:
         kinds = repr(options)

@@ -8,7 +8,6 @@ import argparse
 import fnmatch
 import importlib.util
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -181,12 +180,11 @@ def _check_environment() -> None:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from .explain import config_text
+    from .about import config_text
 
     statuses = registry.backends()
     facts = config_text().splitlines()
     facts = facts[: facts.index("backends:")]
-    facts.insert(1, f"CPU: {cpu_model()}")
     if importlib.util.find_spec("rich") is None:
         print("\n".join((*facts, "backends:", *(f"  {status}" for status in statuses))))
     else:
@@ -216,16 +214,6 @@ def _print_rich(facts: Sequence[str], statuses: Sequence[registry.BackendStatus]
         )
         table.add_row(status.name, Text(status.origin), Text(state, colour))
     console.print(table)
-
-
-def cpu_model() -> str:
-    """Return the name of the processor, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    return names.get("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 def _verify(arguments: argparse.Namespace) -> int:

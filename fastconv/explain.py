@@ -1,7 +1,6 @@
-"""Why a call runs as it does: :func:`explain` for one call, :func:`show_config` for the settings."""
+"""Why a call runs as it does."""
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +8,10 @@ import numpy as np
 
 from . import config, device, registry
 from .call import Call, as_arrays, prepare, stand_in
+from .describe import bytes_text, describe
 from .problem import SEPARABLE, parse_op
 
-__all__ = ["Explanation", "describe", "explain", "show_config"]
+__all__ = ["Explanation", "explain"]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         source = "arrays on a CUDA device"
     else:
         operands = as_arrays(**dict(zip(names, map(_shape_or_array, names, given_arrays), strict=True)))
-        request, source = (
-            config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-        )
+        request, source = config.as_requested(backend)
     input, weight, bias, offset, mask = operands
     call = prepare(
         op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None
@@ -143,9 +141,7 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     )
     operands = dict(zip((name for name in names if name in arguments), arrays, strict=True))
     backend = arguments["backend"]
-    request, source = (
-        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-    )
+    request, source = config.as_requested(backend)
     wrt = as_wrt(arguments["wrt"], fields_of(op))
     whole = prepare_grad(op, operands, functional.options_of(arguments), wrt, request, source)
     texts: list[str] = []
@@ -166,68 +162,6 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     )
 
 
-def describe(call: Call, threads: int, copies: tuple[str, ...] = ()) -> str:
-    """Return the report on one call or plan."""
-    problem, run = call.problem, call.executable
-    scratch = run.scratch_bytes(threads) if hasattr(run, "scratch_bytes") else None
-    copies = (*copies, *getattr(run, "copies", ()))
-    lines = {
-        "problem": str(problem),
-        "kernel": f"{call.kernel.backend} {call.kernel.name}",
-        "asked for by": call.source,
-        "ISA": getattr(run, "isa", None),
-        "tile": getattr(run, "tile", None),
-        "grid": getattr(run, "launched", None),
-        "registers": getattr(run, "registers", None),
-        "threads": f"at most {threads}",
-        "scratch": None if scratch is None else f"{_bytes(scratch)}",
-        "copies": "; ".join(copies) or "none",
-        "operations": f"{problem.flops:,} FLOP",
-        "traffic": f"{_bytes(problem.bytes)} compulsory, {problem.flops / max(problem.bytes, 1):.3g} FLOP/byte",
-    }
-    return "\n".join(f"{name + ':':<14}{value}" for name, value in lines.items() if value is not None)
-
-
-def show_config() -> None:
-    """Print versions, CPU, instruction set, threads, settings and backends.
-
-    Examples
-    --------
-    >>> import fastconv
-    >>> fastconv.show_config()  # doctest: +ELLIPSIS
-    fastconv ...
-    """
-    print(config_text())
-
-
-def config_text() -> str:
-    import platform
-
-    from . import __version__
-
-    request, source = config.requested_backend()
-    lines = [
-        f"fastconv {__version__}, NumPy {np.__version__}, Python {platform.python_version()} on {sys.platform} {platform.machine()}",
-        f"instruction set: {_isa()}",
-        f"threads: {config.thread_count()}",
-        f"backend: {'automatic' if request is None else request} ({source})",
-        f"accuracy: {config.requested_accuracy()}",
-        f"log: {config.environment_log()}",
-        "backends:",
-        *(f"  {status}" for status in registry.backends()),
-    ]
-    return "\n".join(lines)
-
-
-def _isa() -> str:
-    try:
-        from . import _native
-    except ImportError as error:
-        return f"none (the compiled module cannot be loaded: {error})"
-    usable = _native.isas()
-    return f"{config.best_isa(usable)} (this machine has {', '.join(usable)})"
-
-
 def _shape_or_array(name: str, value: Any) -> Any:
     if isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value):
         return stand_in(name, tuple(map(int, value)), np.dtype(np.float32))
@@ -244,7 +178,7 @@ def _copies(operands: dict[str, np.ndarray | None], call: Call) -> tuple[str, ..
             name in ("offset", "mask") and call.problem.layout == "NHWC" and not call.kernel.points_as_given
         )
         if moved or array.dtype != call.dtype or not array.flags.c_contiguous or not array.flags.aligned:
-            told.append(f"{name} converted: {_bytes(math.prod(array.shape) * call.dtype.itemsize)}")
+            told.append(f"{name} converted: {bytes_text(math.prod(array.shape) * call.dtype.itemsize)}")
     if call.result_dtype != call.dtype:
         told.append(f"result rounded to {call.result_dtype}")
     return tuple(told)
@@ -273,12 +207,3 @@ def _why_not(kernel: registry.Kernel, call: Call) -> str:
         return f"{'cuda' if kernel.backend == 'cuda' else 'a plugin'} runs only where it is named"
     mine, chosen = registry.cost(kernel, call.problem), registry.cost(call.kernel, call.problem)
     return f"estimated at {mine * 1e3:.3g} ms, the chosen kernel at {chosen * 1e3:.3g} ms"
-
-
-def _bytes(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"

@@ -104,9 +104,7 @@ def plan_grad(
         operands |= dict(zip(("offset", "mask"), pair, strict=True))
     output = _output_shape(op, shape, weight.shape, options)
     operands["grad_output"] = stand_in("grad_output", output, given.dtype)
-    request, source = (
-        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-    )
+    request, source = config.as_requested(backend)
     wanted = fields_of(op) if wrt is None else as_wrt(wrt, fields_of(op))
     call = prepare_grad(op, operands, options, wanted, request, source, prepared=True, dtype=dtype)
     return GradPlan(call, operands, None if num_threads is None else config.as_thread_count(num_threads))

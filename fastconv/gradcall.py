@@ -102,10 +102,7 @@ def find_grad_call(
     op: str, operands: dict[str, Any], options: tuple, wrt: tuple[str, ...], backend: Any
 ) -> "GradCall":
     """Return the remembered call for these shapes, types, options and settings, or make it."""
-    if backend is None:
-        request, source = config.requested_backend()
-    else:
-        request, source = config.as_request(backend), "backend="
+    request, source = config.as_requested(backend)
     forms = tuple((name, array.shape, array.dtype) for name, array in operands.items() if array is not None)
     kinds = tuple(map(type, options))  # 1.0 and 1 are equal keys, but only one of them is a stride
     key = (

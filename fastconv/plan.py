@@ -7,8 +7,8 @@ import numpy as np
 
 from . import config, device
 from .call import Call, as_arrays, options_by_name, prepare, required, result_type, stand_in
+from .describe import describe
 from .errors import ShapeError
-from .explain import describe
 from .problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem, as_int, parse_op
 
 __all__ = ["Plan", "as_shape", "deformable_operands", "plan"]
@@ -116,9 +116,7 @@ def plan(
         offset_scale,
         remove_center,
     )
-    request, source = (
-        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-    )
+    request, source = config.as_requested(backend)
     constant = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     constant = {
         name: np.dtype(np.float32) if array is None else array.dtype for name, array in constant.items()

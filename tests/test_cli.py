@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import cli, registry
+from fastconv import about, cli, registry
 
 WITHOUT_EXTRAS = """
 import sys
@@ -198,7 +198,7 @@ def test_an_unusable_environment_variable_is_named(variable, value, told):
 
 
 def test_the_cpu_has_a_name():
-    assert cli.cpu_model() not in ("", "unknown")
+    assert about.cpu_model() not in ("", "unknown")
 
 
 def wrong_backend():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _native, config
-from ..cli import cpu_model
+from ..about import cpu_model
 
 __all__ = [
     "bandwidth_gbs",
