@@ -1,4 +1,6 @@
-"""One input channel a group: every kind of tile, on each side of the padding, equals the oracle."""
+"""One input channel a group: every kind of tile, on each side of any padding, equals the oracle."""
+
+from itertools import product
 
 import numpy as np
 import pytest
@@ -44,3 +46,26 @@ def test_tiles_equal_the_oracle(backend, isa, variant, kernel, stride, dilation,
             with config.limit_isa(isa) if isa else config.threads(2):
                 actual = run(backend, *call, **options, activation=activation)
             np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_copied_padding_of_every_stride(backend, mode, layout, groups):
+    """A border that continues the image in equal steps, as every third row of 0 1 2 1 does, is a border still."""
+    rng = np.random.default_rng(1)
+    sizes, strides, kernels = [(3, 7), (5, 6)], [(1, 3), (2, 2), (3, 1), (4, 2)], [(1, 1), (3, 2)]
+    paddings = [((0, 1), (0, 0)), ((2, 1), (0, 0)), ((0, 0), (0, 1)), ((1, 2), (1, 1))]
+    for size, stride, kernel, padding in product(sizes, strides, kernels, paddings):
+        x = integers(rng, (2, 2, *size) if layout == "NCHW" else (2, *size, 2), np.float32)
+        w = integers(rng, (2, 2 // groups, *kernel), np.float32)
+        options = {
+            "stride": stride,
+            "padding": padding,
+            "padding_mode": mode,
+            "groups": groups,
+            "layout": layout,
+        }
+        with fastconv.accuracy("high"):
+            actual = run(backend, "conv2d", x, w, **options)
+        np.testing.assert_array_equal(actual, run("numpy", "conv2d", x, w, **options))
