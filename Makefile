@@ -79,7 +79,7 @@ bench: $(VENV)/extra-bench
 #                                            make sanitize SANITIZE_ARGS="--fuzz 2000 --op 'conv*'"
 SANITIZE_ARGS ?= --fuzz 20000 --op 'deform*' --op 'dcn*'
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
-sanitize: $(VENV)/installed
+sanitize: $(VENV)/extra-test
 	rm -rf build
 	CC=gcc FASTCONV_CFLAGS="-O1 -g1 $(SANITIZERS)" FASTCONV_LDFLAGS="$(SANITIZERS)" $(PIP) install -q --no-deps --target build/sanitized .
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
