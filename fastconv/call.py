@@ -92,12 +92,30 @@ def find_call(
             None if mask is None else (mask.shape, mask.dtype),
         )  # fmt: skip
         call = _calls.get(key)
-    except TypeError:  # an option is a list or an array: usable, only not remembered
+    except TypeError:  # an option is a list or an array, and no key
+        plain = tuple(map(_as_tuples, options))
+        if _can_be_key(plain):
+            return find_call(op, input, weight, bias, offset, mask, plain, backend, fresh)
         return prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
     if call is None:
         call = prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
         remember(_calls, key, call)
     return call
+
+
+def _as_tuples(option: Any) -> Any:
+    """Return an option with tuples in place of lists and arrays."""
+    if isinstance(option, ndarray):
+        option = option.tolist()
+    return tuple(map(_as_tuples, option)) if isinstance(option, (list, tuple)) else option
+
+
+def _can_be_key(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def remember(calls: dict, key: Hashable, call: Any) -> None:

@@ -17,6 +17,8 @@ from samples import ARRAYS, call, plan_of, python, run_plan, sample
 
 import fastconv
 from fastconv import ShapeError
+from fastconv.call import find_call
+from fastconv.functional import options_of
 from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, OPS
 
 as_strided = np.lib.stride_tricks.as_strided
@@ -745,6 +747,18 @@ def test_options_of_integer_kinds_are_the_same_as_int(backend):
     ]
     for form in forms:
         np.testing.assert_array_equal(fastconv.conv2d(**arguments, **form, backend=backend), expected)
+
+
+def test_lists_and_arrays_find_what_tuples_left():
+    x, w = np.ones((1, 2, 6, 7)), np.ones((3, 2, 3, 3))
+    forms = [
+        {"stride": (2, 1), "padding": ((1, 0), (0, 1))},
+        {"stride": [2, 1], "padding": [[1, 0], [0, 1]]},
+        {"stride": np.array([2, 1]), "padding": [(1, 0), (0, 1)]},
+    ]
+    calls = [find_call("conv2d", x, w, None, None, None, options_of(form), "numpy") for form in forms]
+    assert calls[1] is calls[0]
+    assert calls[2] is calls[0]
 
 
 WRONG_VALUES = {
