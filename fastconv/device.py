@@ -98,9 +98,7 @@ def _launch(call: Call, operands: Sequence[Any], views: Sequence[Any], out: Any)
 
 def _backend(backend: Any) -> config.Request:
     """Return the backend to run on, or raise BackendError if it is one of host memory."""
-    request, source = (
-        (config.as_request(backend), "backend=") if backend is not None else config.requested_backend()
-    )
+    request, source = config.as_requested(backend)
     names = (request,) if isinstance(request, str) else request
     if names is not None and BACKEND not in names:
         raise BackendError(

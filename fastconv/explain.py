@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import config, device, registry
-from .call import Call, as_arrays, prepare, stand_in
+from .call import Call, array_or_stand_in, as_arrays, prepare
 from .problem import SEPARABLE, parse_op
 
 __all__ = ["Explanation", "describe", "explain", "show_config"]
@@ -92,10 +92,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         operands, request = device.stand_ins(given_arrays, backend)
         source = "arrays on a CUDA device"
     else:
-        operands = as_arrays(**dict(zip(names, map(_shape_or_array, names, given_arrays), strict=True)))
-        request, source = (
-            config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-        )
+        operands = as_arrays(**dict(zip(names, map(array_or_stand_in, names, given_arrays), strict=True)))
+        request, source = config.as_requested(backend)
     input, weight, bias, offset, mask = operands
     call = prepare(
         op, input, weight, bias, offset, mask, options, request, source, fresh=arguments["out"] is None
@@ -110,7 +108,7 @@ def _explain_separable(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanat
 
     given = inspect.signature(getattr(separable, op)).bind(*args, **kwargs)
     given.apply_defaults()
-    arguments = {name: _shape_or_array(name, value) for name, value in given.arguments.items()}
+    arguments = {name: array_or_stand_in(name, value) for name, value in given.arguments.items()}
     operands = separable.separable_operands(arguments)
     options = {name: given.arguments[name] for name in separable.OPTIONS}
     request, source = config.as_requested(arguments["backend"])
@@ -139,13 +137,10 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     arguments = given.arguments
     names = ("grad_output", "input", "weight", "offset", "mask")
     arrays = as_arrays(
-        **{name: _shape_or_array(name, arguments.get(name)) for name in names if name in arguments}
+        **{name: array_or_stand_in(name, arguments.get(name)) for name in names if name in arguments}
     )
     operands = dict(zip((name for name in names if name in arguments), arrays, strict=True))
-    backend = arguments["backend"]
-    request, source = (
-        config.requested_backend() if backend is None else (config.as_request(backend), "backend=")
-    )
+    request, source = config.as_requested(arguments["backend"])
     wrt = as_wrt(arguments["wrt"], fields_of(op))
     whole = prepare_grad(op, operands, functional.options_of(arguments), wrt, request, source)
     texts: list[str] = []
@@ -212,6 +207,7 @@ def config_text() -> str:
         f"threads: {config.thread_count()}",
         f"backend: {'automatic' if request is None else request} ({source})",
         f"accuracy: {config.requested_accuracy()}",
+        f"deterministic: {'1' if config.environment_deterministic() else '0'}",
         f"log: {config.environment_log()}",
         "backends:",
         *(f"  {status}" for status in registry.backends()),
@@ -226,12 +222,6 @@ def _isa() -> str:
         return f"none (the compiled module cannot be loaded: {error})"
     usable = _native.isas()
     return f"{config.best_isa(usable)} (this machine has {', '.join(usable)})"
-
-
-def _shape_or_array(name: str, value: Any) -> Any:
-    if isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value):
-        return stand_in(name, tuple(map(int, value)), np.dtype(np.float32))
-    return value
 
 
 def _copies(operands: dict[str, np.ndarray | None], call: Call) -> tuple[str, ...]:

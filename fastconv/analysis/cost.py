@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..call import is_shape
 from ..problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem
 from ..separable_problem import SeparableProblem
-from .arguments import as_image_operands, is_shape, problem_of
+from .arguments import as_image_operands, problem_of
 from .geometry import positions, source_pixels, tap_numbers
 
 __all__ = ["Cost", "cost", "inbounds_flops"]

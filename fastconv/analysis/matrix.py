@@ -102,6 +102,7 @@ def matrix(
     """
     from scipy import sparse
 
+    weight, offset, mask = as_arrays(weight=weight, offset=offset, mask=mask)
     problem, unbatched = problem_of(
         op,
         input_shape,
@@ -124,7 +125,8 @@ def matrix(
     check_memory(
         "the matrix with entries", (problem.flops // 2 * corners, BYTES_PER_ENTRY), np.dtype(np.int8)
     )
-    (weight,) = as_arrays(weight=np.ones(problem.weight_shape) if weight is None else weight)
+    if weight is None:
+        weight = np.ones(problem.weight_shape)
     offset, mask = (as_image_operands(problem, unbatched, array) for array in (offset, mask))
     if problem.variant == "dcnv3" and mask is not None:
         mask = _softmax(problem, mask)
