@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from .errors import BackendError
 from .problem import as_int
@@ -140,7 +140,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def accuracy(level: str) -> Iterator[None]:
+def accuracy(level: Literal["default", "high"]) -> Iterator[None]:
     """Hold the calls inside the block to an accuracy.
 
     Parameters

@@ -8,6 +8,8 @@ import numpy as np
 from . import config
 from .call import as_arrays, options_by_name, result_type, stand_in
 from .errors import ShapeError
+from .functional import Accuracy, BackendName, Ints, Layout, Padding, PaddingMode
+from .grad import Wrt
 from .gradcall import ConvGrads, DeformGrads, as_wrt, fields_of, prepare_grad
 from .plan import Prepared, as_shape, check_applicable, check_weight, deformable_operands
 from .problem import DEFORM_CONV, DEFORM_TRANSPOSE, OPS, Problem, as_int, parse_op
@@ -20,20 +22,20 @@ def plan_grad(
     input_shape: Sequence[int],
     weight: Any,
     *,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
     offset_groups: int = 1,
     mask: bool = False,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    accuracy: str | None = None,
-    wrt: Any = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    accuracy: Accuracy = None,
+    wrt: Wrt | None = None,
     dtype: Any = None,
-    backend: Any = None,
+    backend: BackendName = None,
     num_threads: int | None = None,
 ) -> "GradPlan":
     """Prepare the gradients of a convolution whose weights and shapes stay the same.

@@ -9,6 +9,7 @@ from . import config, device
 from .call import Call, as_arrays, options_by_name, prepare, required, result_type, stand_in
 from .errors import ShapeError
 from .explain import describe
+from .functional import Accuracy, Activation, BackendName, Ints, Layout, Padding, PaddingMode
 from .problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem, as_int, parse_op
 
 __all__ = ["Plan", "Prepared", "as_shape", "check_applicable", "check_weight", "deformable_operands", "plan"]
@@ -20,23 +21,23 @@ def plan(
     weight: Any = None,
     bias: Any = None,
     *,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
     offset_groups: int = 1,
     mask: bool = False,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    activation: Any = None,
-    accuracy: str | None = None,
-    kernel_size: Any = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    activation: Activation = None,
+    accuracy: Accuracy = None,
+    kernel_size: Ints | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
     dtype: Any = None,
-    backend: Any = None,
+    backend: BackendName = None,
     num_threads: int | None = None,
 ) -> "Plan":
     """Prepare a convolution whose weights and shapes stay the same.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..call import as_arrays, check_memory
+from ..functional import Ints, Layout, Padding, PaddingMode
 from ..problem import Problem
 from .arguments import as_image_operands, problem_of
 from .geometry import Reads, deformed_reads, reads, tap_numbers
@@ -32,15 +33,15 @@ def matrix(
     *,
     offset: Any = None,
     mask: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    kernel_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    kernel_size: Ints | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
 ) -> "csr_array":
