@@ -35,6 +35,7 @@ def config_text() -> str:
         f"threads: {config.thread_count()}",
         f"backend: {'automatic' if request is None else request} ({source})",
         f"accuracy: {config.requested_accuracy()}",
+        f"deterministic: {'1' if config.environment_deterministic() else '0'}",
         f"log: {config.environment_log()}",
         "backends:",
         *(f"  {status}" for status in registry.backends()),

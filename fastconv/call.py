@@ -89,12 +89,30 @@ def find_call(
             None if mask is None else (mask.shape, mask.dtype),
         )  # fmt: skip
         call = _calls.get(key)
-    except TypeError:  # an option is a list or an array: usable, only not remembered
+    except TypeError:  # an option is a list or an array, and no key
+        plain = tuple(map(_as_tuples, options))
+        if _can_be_key(plain):
+            return find_call(op, input, weight, bias, offset, mask, plain, backend, fresh)
         return prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
     if call is None:
         call = prepare(op, input, weight, bias, offset, mask, options, request, source, fresh=fresh)
         remember(_calls, key, call)
     return call
+
+
+def _as_tuples(option: Any) -> Any:
+    """Return an option with tuples in place of lists and arrays."""
+    if isinstance(option, ndarray):
+        option = option.tolist()
+    return tuple(map(_as_tuples, option)) if isinstance(option, (list, tuple)) else option
+
+
+def _can_be_key(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def remember(calls: dict, key: Hashable, call: Any) -> None:
@@ -122,7 +140,7 @@ def prepare(
     fresh: bool = False,
 ) -> "Call":
     """Validate the arguments, choose a kernel and build it. Only shapes and types of the arrays are looked at."""
-    config.environment_log()
+    config.check_environment()
     operands = {"input": input, "weight": weight, "bias": bias, "offset": offset, "mask": mask}
     result_dtype = result_type(
         {name: array.dtype for name, array in operands.items() if array is not None}, dtype
@@ -382,7 +400,7 @@ def _as_array(name: str, value: Any) -> ndarray:
         raise TypeError(f"{name} is on a CUDA device, and this function works on arrays of host memory")
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, of a tensor that records gradients
         raise TypeError(f"{name} cannot be made an array: {error}") from None
 
 
@@ -394,6 +412,16 @@ def stand_in(name: str, shape: tuple[int, ...], dtype: np.dtype) -> ndarray:
         return np.broadcast_to(np.zeros((), dtype), shape)
     except ValueError:
         raise MemoryError(f"{name} {shape} is larger than an array can be") from None
+
+
+def is_shape(value: Any) -> bool:
+    """Return whether a value is a shape: a tuple of integers."""
+    return isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value)
+
+
+def array_or_stand_in(name: str, value: Any) -> Any:
+    """Return a value as it is, or if it is a shape, an array of it that holds no memory, float32."""
+    return stand_in(name, tuple(map(int, value)), np.dtype(np.float32)) if is_shape(value) else value
 
 
 def overlaps(a: ndarray, b: ndarray) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from .errors import BackendError
 from .problem import as_int
@@ -132,7 +132,7 @@ def threads(count: int) -> Iterator[None]:
     ...     fastconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 2)))
     array([[[2., 2., 2.]]])
     """
-    token = _threads.set(as_thread_count(count))
+    token = _threads.set(as_thread_count(count, "count"))
     try:
         yield
     finally:
@@ -140,7 +140,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def accuracy(level: str) -> Iterator[None]:
+def accuracy(level: Literal["default", "high"]) -> Iterator[None]:
     """Hold the calls inside the block to an accuracy.
 
     Parameters
@@ -189,10 +189,10 @@ def requested_backend() -> tuple[Request, str]:
     return request, "automatic" if request is None else "FASTCONV_BACKEND"
 
 
-def as_thread_count(value: Any) -> int:
-    count = as_int("num_threads", value)
+def as_thread_count(value: Any, name: str = "num_threads") -> int:
+    count = as_int(name, value)
     if count < 1:
-        raise ValueError(f"num_threads must be at least 1, got {count}")
+        raise ValueError(f"{name} must be at least 1, got {count}")
     return min(count, MAX_THREADS)
 
 
@@ -277,6 +277,12 @@ def environment_log() -> str:
         logger.addHandler(handler)
         logger.setLevel(level)
     return text
+
+
+def check_environment() -> None:
+    """Read what a call may have no use for, so that a wrong value of any variable is told by the first call."""
+    environment_log()
+    environment_deterministic()
 
 
 def log(level: str, message: str, *args: object) -> None:

@@ -574,7 +574,7 @@ def validity(
     """
     kernel = _kernel(kernel_size)
     ndim = len(kernel)
-    size = as_ints("input_size", input_size, ndim, 1)
+    size = _sizes("input_size", input_size, ndim, math.inf)
     points = sampling_points(
         offset,
         kernel,
@@ -636,12 +636,16 @@ def _places(order: Order, kernel: Ints, removed: bool, each: int) -> np.ndarray:
 
 
 def _kernel(value: Sequence[int], ndim: int | None = None) -> Ints:
+    return _sizes("kernel_size", value, ndim, MAX_STEP)
+
+
+def _sizes(name: str, value: Sequence[int], ndim: int | None, maximum: float) -> Ints:
+    """Return one size for each axis, from a sequence that has as many."""
     if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
-        raise TypeError(f"kernel_size must be a sequence of integers, one for each axis, got {value!r}")
-    wanted = len(value) if ndim is None else ndim
-    if not 1 <= wanted <= 3:
-        raise ValueError(f"kernel_size must be 1, 2 or 3 integers, got {value!r}")
-    return as_ints("kernel_size", value, wanted, 1, MAX_STEP)
+        raise TypeError(f"{name} must be a sequence of integers, one for each axis, got {value!r}")
+    if len(value) not in ((1, 2, 3) if ndim is None else (ndim,)):
+        raise ValueError(f"{name} must be {'1, 2 or 3' if ndim is None else ndim} integers, got {value!r}")
+    return as_ints(name, value, len(value), 1, maximum)
 
 
 def _channels_first(name: str, array: np.ndarray, ndim: int, layout: str) -> tuple[np.ndarray, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import config, device, registry
-from .call import Call, as_arrays, prepare, stand_in
+from .call import Call, array_or_stand_in, as_arrays, prepare
 from .describe import bytes_text, describe
 from .problem import SEPARABLE, parse_op
 
@@ -92,7 +92,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanation:
         operands, request = device.stand_ins(given_arrays, backend)
         source = "arrays on a CUDA device"
     else:
-        operands = as_arrays(**dict(zip(names, map(_shape_or_array, names, given_arrays), strict=True)))
+        operands = as_arrays(**dict(zip(names, map(array_or_stand_in, names, given_arrays), strict=True)))
         request, source = config.as_requested(backend)
     input, weight, bias, offset, mask = operands
     call = prepare(
@@ -108,7 +108,7 @@ def _explain_separable(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanat
 
     given = inspect.signature(getattr(separable, op)).bind(*args, **kwargs)
     given.apply_defaults()
-    arguments = {name: _shape_or_array(name, value) for name, value in given.arguments.items()}
+    arguments = {name: array_or_stand_in(name, value) for name, value in given.arguments.items()}
     operands = separable.separable_operands(arguments)
     options = {name: given.arguments[name] for name in separable.OPTIONS}
     request, source = config.as_requested(arguments["backend"])
@@ -137,11 +137,10 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     arguments = given.arguments
     names = ("grad_output", "input", "weight", "offset", "mask")
     arrays = as_arrays(
-        **{name: _shape_or_array(name, arguments.get(name)) for name in names if name in arguments}
+        **{name: array_or_stand_in(name, arguments.get(name)) for name in names if name in arguments}
     )
     operands = dict(zip((name for name in names if name in arguments), arrays, strict=True))
-    backend = arguments["backend"]
-    request, source = config.as_requested(backend)
+    request, source = config.as_requested(arguments["backend"])
     wrt = as_wrt(arguments["wrt"], fields_of(op))
     whole = prepare_grad(op, operands, functional.options_of(arguments), wrt, request, source)
     texts: list[str] = []
@@ -160,12 +159,6 @@ def _explain_grad(op: str, args: tuple, kwargs: dict[str, Any]) -> Explanation:
     return Explanation(
         backends, ", ".join(kernel.name for kernel in kernels), source, refusals, "\n\n".join(texts)
     )
-
-
-def _shape_or_array(name: str, value: Any) -> Any:
-    if isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value):
-        return stand_in(name, tuple(map(int, value)), np.dtype(np.float32))
-    return value
 
 
 def _copies(operands: dict[str, np.ndarray | None], call: Call) -> tuple[str, ...]:

@@ -8,9 +8,11 @@ import numpy as np
 from . import config
 from .call import as_arrays, options_by_name, result_type, stand_in
 from .errors import ShapeError
+from .functional import Accuracy, BackendName, Ints, Layout, Padding, PaddingMode
+from .grad import Wrt
 from .gradcall import ConvGrads, DeformGrads, as_wrt, fields_of, prepare_grad
-from .plan import as_shape, check_weight, deformable_operands
-from .problem import CONV_TRANSPOSE, DEFORM_CONV, DEFORM_TRANSPOSE, OPS, Problem, as_int, parse_op
+from .plan import Prepared, as_shape, check_applicable, check_weight, deformable_operands
+from .problem import DEFORM_CONV, DEFORM_TRANSPOSE, OPS, Problem, as_int, parse_op
 
 __all__ = ["GradPlan", "plan_grad"]
 
@@ -20,20 +22,20 @@ def plan_grad(
     input_shape: Sequence[int],
     weight: Any,
     *,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
     offset_groups: int = 1,
     mask: bool = False,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    accuracy: str | None = None,
-    wrt: Any = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    accuracy: Accuracy = None,
+    wrt: Wrt | None = None,
     dtype: Any = None,
-    backend: Any = None,
+    backend: BackendName = None,
     num_threads: int | None = None,
 ) -> "GradPlan":
     """Prepare the gradients of a convolution whose weights and shapes stay the same.
@@ -82,15 +84,9 @@ def plan_grad(
     array([4., 6., 6., 4.])
     """
     parse_op(op, OPS + DEFORM_TRANSPOSE)
-    deformable = op in DEFORM_CONV + DEFORM_TRANSPOSE
     (weight,) = as_arrays(weight=weight)
     check_weight(op, weight, None)
-    if (
-        np.any(np.asarray(output_padding) != 0) or output_size is not None
-    ) and op not in CONV_TRANSPOSE + DEFORM_TRANSPOSE:
-        raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
-    if (mask or offset_groups != 1) and not deformable:
-        raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
+    deformable = check_applicable(op, output_padding, output_size, offset_groups, mask)
     groups = 1 if groups is None and op not in DEFORM_CONV else groups
     shape = as_shape(input_shape)
     options = (
@@ -105,7 +101,7 @@ def plan_grad(
     output = _output_shape(op, shape, weight.shape, options)
     operands["grad_output"] = stand_in("grad_output", output, given.dtype)
     request, source = config.as_requested(backend)
-    wanted = fields_of(op) if wrt is None else as_wrt(wrt, fields_of(op))
+    wanted = as_wrt(wrt, fields_of(op))
     call = prepare_grad(op, operands, options, wanted, request, source, prepared=True, dtype=dtype)
     return GradPlan(call, operands, None if num_threads is None else config.as_thread_count(num_threads))
 
@@ -119,7 +115,7 @@ def _output_shape(
     return problem.output_shape[1:] if unbatched else problem.output_shape
 
 
-class GradPlan:
+class GradPlan(Prepared):
     """Gradients bound to their kernels, packed weights and scratch; made by :func:`plan_grad`.
 
     Attributes
@@ -206,7 +202,8 @@ class GradPlan:
             return None
         if name not in self._shapes:
             raise TypeError(f"this plan takes no {name} ({self.problem})")
-        array = np.asarray(value)
+        (array,) = as_arrays(**{name: value})
+        assert array is not None
         if array.shape != self._shapes[name]:
             raise ShapeError(
                 f"{name} must have the planned shape {self._shapes[name]}, got {array.shape} (plan for {self.problem})"

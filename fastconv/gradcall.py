@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +134,7 @@ def prepare_grad(
     dtype: Any = None,
 ) -> "GradCall":
     """Validate the arguments, choose kernels and build them. Only shapes and types of the arrays are looked at."""
-    config.environment_log()
+    config.check_environment()
     kind = result_type({name: array.dtype for name, array in operands.items() if array is not None}, dtype)
     unbatched = operands["input"].ndim == parse_op(op)[1] + 1
     named = options_by_name(options)
@@ -156,7 +156,11 @@ def prepare_grad(
 
 
 def as_wrt(value: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return which gradients are wanted, in the order of `names`."""
+    """Return which gradients are wanted, in the order of `names`; all if `value` is None."""
+    if value is None:
+        return names
+    if not isinstance(value, Iterable):
+        raise TypeError(f"wrt must be a name or several of {', '.join(map(repr, names))}, got {value!r}")
     wanted = (value,) if isinstance(value, str) else tuple(value)
     for name in wanted:
         if name not in names:

@@ -1,7 +1,7 @@
 """Plans: a convolution prepared once and run many times."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -9,9 +9,10 @@ from . import config, device
 from .call import Call, as_arrays, options_by_name, prepare, required, result_type, stand_in
 from .describe import describe
 from .errors import ShapeError
+from .functional import Accuracy, Activation, BackendName, Ints, Layout, Padding, PaddingMode
 from .problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem, as_int, parse_op
 
-__all__ = ["Plan", "as_shape", "deformable_operands", "plan"]
+__all__ = ["Plan", "Prepared", "as_shape", "check_applicable", "check_weight", "deformable_operands", "plan"]
 
 
 def plan(
@@ -20,23 +21,23 @@ def plan(
     weight: Any = None,
     bias: Any = None,
     *,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
     offset_groups: int = 1,
     mask: bool = False,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    activation: Any = None,
-    accuracy: str | None = None,
-    kernel_size: Any = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    activation: Activation = None,
+    accuracy: Accuracy = None,
+    kernel_size: Ints | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
     dtype: Any = None,
-    backend: Any = None,
+    backend: BackendName = None,
     num_threads: int | None = None,
 ) -> "Plan":
     """Prepare a convolution whose weights and shapes stay the same.
@@ -88,17 +89,7 @@ def plan(
     weight, bias = as_arrays(weight=weight, bias=bias)
     check_weight(op, weight, kernel_size)
     shape = as_shape(input_shape)
-    if not isinstance(mask, (bool, np.bool_)):
-        raise TypeError(
-            f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}"
-        )
-    if (
-        np.any(np.asarray(output_padding) != 0) or output_size is not None
-    ) and op not in CONV_TRANSPOSE + DEFORM_TRANSPOSE:
-        raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
-    deformable = op in DEFORM_CONV + DEFORM_TRANSPOSE + DCN
-    if (mask or offset_groups != 1) and not deformable:
-        raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
+    deformable = check_applicable(op, output_padding, output_size, offset_groups, mask)
     if groups is None and op not in DEFORM_CONV:
         groups = 1
     options = (
@@ -144,6 +135,21 @@ def plan(
     return Plan(call, (weight, bias), None if num_threads is None else config.as_thread_count(num_threads))
 
 
+def check_applicable(op: str, output_padding: Any, output_size: Any, offset_groups: Any, mask: Any) -> bool:
+    """Raise if an option belongs to other operations; return whether this one is deformable."""
+    if not isinstance(mask, (bool, np.bool_)):
+        raise TypeError(
+            f"mask must be True or False (the mask itself goes to the plan's calls), got {type(mask).__name__}"
+        )
+    sized = np.any(np.asarray(output_padding) != 0) or output_size is not None
+    if sized and op not in CONV_TRANSPOSE + DEFORM_TRANSPOSE:
+        raise ValueError(f"output_padding and output_size belong to transposed convolutions, not to {op}")
+    deformable = op in DEFORM_CONV + DEFORM_TRANSPOSE + DCN
+    if (mask or offset_groups != 1) and not deformable:
+        raise ValueError(f"mask and offset_groups belong to deformable convolutions, not to {op}")
+    return deformable
+
+
 def check_weight(op: str, weight: np.ndarray | None, kernel_size: Any) -> None:
     """Raise TypeError unless there is a weight, or a kernel size where that takes its place."""
     if (weight is None) == ("weight" in required(op)):
@@ -156,6 +162,10 @@ def check_weight(op: str, weight: np.ndarray | None, kernel_size: Any) -> None:
 
 def as_shape(value: Any) -> tuple[int, ...]:
     """Return the shape of the input as a tuple of integers."""
+    if getattr(value, "ndim", 1) != 1:
+        raise TypeError(
+            f"input_shape must be a sequence of integers, got an array of shape {np.shape(value)}"
+        )
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"input_shape must be a sequence of integers, got {value!r}")
     return tuple(as_int("input_shape", size) for size in value)
@@ -181,7 +191,23 @@ def deformable_operands(
     return offset, stand_in("mask", shapes[1], input.dtype) if mask else None
 
 
-class Plan:
+class Prepared:
+    """What is prepared once: it never changes, so a copy of it is itself; it belongs to the process that made it."""
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled: its weights are packed for this machine; "
+            "make it in the process that runs it"
+        )
+
+
+class Plan(Prepared):
     """A convolution bound to its kernel, packed weights and scratch; made by :func:`plan` or :func:`plan_separable`.
 
     Attributes
@@ -192,6 +218,11 @@ class Plan:
         As the user sees them.
     dtype : numpy.dtype
         Type of the input and the result.
+
+    Notes
+    -----
+    Any number of threads may call one plan at once. It never changes, so ``copy.deepcopy`` returns the plan itself;
+    it cannot be pickled.
 
     Examples
     --------

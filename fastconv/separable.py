@@ -94,7 +94,7 @@ def prepare_separable(
     fresh: bool = False,
 ) -> SeparableCall:
     """Validate the arguments, choose a kernel and build it. Only shapes and types of the arrays are looked at."""
-    config.environment_log()
+    config.check_environment()
     kind = result_type({name: array.dtype for name, array in operands.items() if array is not None}, dtype)
     shape = {name: array.shape for name, array in operands.items() if array is not None}
     unbatched = len(shape["input"]) == parse_op(op, SEPARABLE)[1] + 1

@@ -17,6 +17,8 @@ from samples import ARRAYS, call, plan_of, python, run_plan, sample
 
 import fastconv
 from fastconv import ShapeError
+from fastconv.call import find_call
+from fastconv.functional import options_of
 from fastconv.problem import CONV, CONV_TRANSPOSE, DEFORM_CONV, OPS
 
 as_strided = np.lib.stride_tricks.as_strided
@@ -550,7 +552,7 @@ def test_nothing_is_written_when_a_call_is_wrong(op, backend):
         ("abc", TypeError, "input_shape|'abc'"),
         ((2, 4, 6.0, 7), TypeError, "input_shape|integer|6.0"),
         ((2, 4, "6", 7), TypeError, "input_shape|integer|'6'"),
-        (np.ones((2, 2), int), TypeError, "input_shape|integer"),
+        (np.ones((2, 2), int), TypeError, "input_shape|sequence of integers|an array of shape (2, 2)"),
         ((2, 4, 6, -7), ShapeError, "input_shape|negative|(2, 4, 6, -7)"),
         ((-2, 4, 6, 7), ShapeError, "input_shape|negative|(-2, 4, 6, 7)"),
         ((), ShapeError, "input|4 dimensions|()"),
@@ -747,6 +749,18 @@ def test_options_of_integer_kinds_are_the_same_as_int(backend):
         np.testing.assert_array_equal(fastconv.conv2d(**arguments, **form, backend=backend), expected)
 
 
+def test_lists_and_arrays_find_what_tuples_left():
+    x, w = np.ones((1, 2, 6, 7)), np.ones((3, 2, 3, 3))
+    forms = [
+        {"stride": (2, 1), "padding": ((1, 0), (0, 1))},
+        {"stride": [2, 1], "padding": [[1, 0], [0, 1]]},
+        {"stride": np.array([2, 1]), "padding": [(1, 0), (0, 1)]},
+    ]
+    calls = [find_call("conv2d", x, w, None, None, None, options_of(form), "numpy") for form in forms]
+    assert calls[1] is calls[0]
+    assert calls[2] is calls[0]
+
+
 WRONG_VALUES = {
     "FASTCONV_BACKEND": {
         "nonsense": "'nonsense'|unknown backend|'numpy'",
@@ -763,6 +777,7 @@ WRONG_VALUES = {
     },
     "FASTCONV_MAX_ISA": {"sse9": "'sse9'|baseline|avx2|avx512", "AVX2": "'AVX2'|baseline|avx2|avx512"},
     "FASTCONV_ACCURACY": {"highest": "'highest'|default|high"},
+    "FASTCONV_DETERMINISTIC": {"yes": "'yes'|0, 1", "2": "'2'|0, 1"},
     "FASTCONV_LOG": {"debug": "'debug'|off|choices|refusals", "1": "'1'|off|choices|refusals"},
 }
 
@@ -820,6 +835,15 @@ def test_right_environment_values_with_spaces(chosen, threads, newest, log, show
 
 class TestArrayLikes:
     """What NumPy makes an array of is taken, and nothing else."""
+
+    def test_a_tensor_that_records_gradients(self):
+        torch = pytest.importorskip("torch")
+        x = torch.ones(1, 1, 4, 4, requires_grad=True)
+        check(
+            TypeError,
+            "input cannot be made an array|detach",
+            lambda: fastconv.conv2d(x, np.ones((1, 1, 3, 3))),
+        )
 
     def test_an_object_that_fails_to_become_an_array(self, backend):
         class Broken:

@@ -368,7 +368,10 @@ class TestSelection:
             (["--threads", "0"], "--threads must be from 1 to"),
             (["--threads", "many"], "--threads must be from 1 to"),
             (["--rounds", "0"], "--rounds must be at least 1"),
-            (["--workloads", "nonesuch"], "nothing to time"),
+            (["--workloads", "rn50,nonesuch"], "--workloads nonesuch matches no layer"),
+            (["--impl", "cython,nonesuch"], "--impl nonesuch matches none of cython.call,"),
+            (["--peers", "nonesuch"], "--peers nonesuch matches none of"),
+            (["--impl", "scipy", "--layout", "NHWC"], "nothing to time"),
         ],
     )
     def test_mistakes_are_told_before_any_work(self, argv, told, capsys, tmp_path):

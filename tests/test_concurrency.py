@@ -301,6 +301,10 @@ class TestSettings:
         text = str(fastconv.explain("conv1d", self.X, self.W))
         return int(text.split("threads:")[1].split()[2])
 
+    def test_a_limit_of_no_threads(self):
+        with pytest.raises(ValueError, match="count must be at least 1, got 0"), fastconv.threads(0):
+            pass
+
     def test_a_new_thread_starts_without_the_block(self):
         with fastconv.use_backend("numpy"), fastconv.threads(37):
             assert (self.source(), self.limit()) == ("use_backend", 37)

@@ -262,6 +262,10 @@ class TestValidity:
         assert deform.validity(np.array([[-0.5, 0.25]]), (1,), (2,)).edge == 1.0
         assert deform.validity(np.array([[np.nan, np.inf]]), (1,), (2,)).outside == 0.5
 
+    def test_an_input_size_for_each_axis(self):
+        with pytest.raises(ValueError, match=r"input_size must be 2 integers, got \(9,\)"):
+            deform.validity(np.zeros((2, 3, 3)), (1, 1), (9,))
+
     def test_no_points(self):
         assert deform.validity(np.zeros((0, 2, 3, 3)), (1, 1), (3, 3)).points == 0
 

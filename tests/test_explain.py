@@ -200,7 +200,14 @@ def test_show_config(capsys):
     assert fastconv.show_config() is None
     text = capsys.readouterr().out
     assert text.startswith(f"fastconv {fastconv.__version__}, NumPy {np.__version__}, Python")
-    for label in ("instruction set:", "threads:", "backend: automatic", "log: off", "backends:"):
+    for label in (
+        "instruction set:",
+        "threads:",
+        "backend: automatic",
+        "deterministic: 0",
+        "log: off",
+        "backends:",
+    ):
         assert label in text
     for status in fastconv.backends():
         assert f"  {status}" in text

@@ -773,6 +773,7 @@ class TestBadInput:
                 "wrt must hold some of 'input', 'weight', 'bias', got 'weights'",
             ),
             ({"wrt": ("input", "mask")}, ValueError, "wrt must hold"),
+            ({"wrt": 5}, TypeError, "wrt must be a name or several of 'input', 'weight', 'bias', got 5"),
             ({"stride": 0}, ValueError, "stride must be at least 1"),
             ({"input": np.ones((1, 4, 8, 8), complex)}, TypeError, "input must hold real numbers"),
         ],
@@ -833,8 +834,12 @@ class TestPlan:
             plan(gy, x, out=grad.ConvGrads(None, np.ones(3), None))
         with pytest.raises(ValueError, match=r"out\.input .* overlaps"):
             plan(gy, x, out=grad.ConvGrads(x, None, None))
+        with pytest.raises(TypeError, match="grad_output has masked values"):
+            plan(np.ma.masked_equal(gy, 1), x)
         with pytest.raises(ValueError, match="belong to transposed"):
             fastconv.plan_grad("conv2d", x.shape, w, output_padding=1)
+        with pytest.raises(TypeError, match="mask must be True or False"):
+            fastconv.plan_grad("deform_conv2d", x.shape, w, mask=np.ones((1, 9, 6, 6)))
 
     def test_later_changes_of_the_weights_have_no_effect(self, backend):
         gy, x, w = (array.copy() for array in TestChoice.ARRAYS)

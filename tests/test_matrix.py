@@ -183,6 +183,7 @@ def test_an_empty_batch():
         (dict(op="dcnv4", weight=None, kernel_size=3), TypeError, "offset must be an array"),
         (dict(op="dcnv4"), TypeError, "weight must be None"),
         (dict(weight=None), TypeError, "weight must be an array"),
+        (dict(weight=(3, 2, 3, 3)), fastconv.ShapeError, "weight of conv2d must have 4 dimensions"),
         (dict(input_shape=(1, 2, 10**6, 10**6)), MemoryError, "the matrix with entries"),
     ],
 )

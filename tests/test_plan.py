@@ -1,7 +1,9 @@
 """A plan gives what the function gives, holds what it was made from, and computes without allocating."""
 
+import copy
 import gc
 import os
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -49,6 +51,15 @@ def test_a_plan_gives_what_the_function_gives(op, options, layout, backend):
     out = np.full_like(expected, np.nan)
     assert run_plan(plan, given, out=out) is out
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("make", [fastconv.plan, fastconv.plan_grad])
+def test_a_copy_is_the_plan_itself_and_none_goes_to_another_process(make):
+    plan = make("conv2d", (1, 1, 4, 4), np.ones((1, 1, 3, 3)))
+    assert copy.copy(plan) is plan
+    assert copy.deepcopy({"layer": plan})["layer"] is plan
+    with pytest.raises(TypeError, match=f"a {type(plan).__name__} cannot be pickled"):
+        pickle.dumps(plan)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -456,6 +456,9 @@ class TestErrors:
         ("arguments", "error", "message"),
         [
             ((X, W.double()), TypeError, "one dtype: input has torch.float32, weight has torch.float64"),
+            ((X.numpy(), W), TypeError, "input must be a tensor, got ndarray"),
+            ((X, [[1.0]]), TypeError, "weight must be a tensor, got list"),
+            ((X, W, [0.0] * 6), TypeError, "bias must be a tensor, got list"),
             ((X.int(), W.int()), TypeError, "input must be float16, .* got torch.int32"),
             ((X.to_sparse(), W), TypeError, "input must be a strided tensor, got torch.sparse_coo"),
             ((X, W.to("meta")), TypeError, "one device: input is on cpu, weight on meta"),
@@ -685,6 +688,8 @@ class TestReplace:
         assert torch.equal(model(x), expected)
         assert [type(layer) for layer in model] == [type(layer) for layer in small_model()]
         assert all(map(torch.equal, model.state_dict().values(), state.values()))
+        with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got list"):
+            ours.replace(layers)
         with ours.replace(model[0]) as alone:
             assert type(model[0]) is ours.Conv2d
             assert list(alone) == [""]

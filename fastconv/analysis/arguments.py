@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ..call import OPTIONS, as_arrays, create_problem, required, result_type, stand_in
+from ..call import OPTIONS, array_or_stand_in, as_arrays, create_problem, required, result_type, stand_in
 from ..plan import as_shape, check_weight, deformable_operands
 from ..problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem, as_int, parse_op
 
-__all__ = ["as_image_operands", "is_shape", "problem_of"]
+__all__ = ["as_image_operands", "problem_of"]
 
 
 def problem_of(
@@ -39,7 +39,7 @@ def problem_of(
     if not deformable and (offset is not None or mask is not None or offset_groups is not None):
         raise ValueError(f"offset and mask belong to deformable convolutions, not to {op}")
     given = {"weight": weight, "bias": bias, "offset": offset, "mask": mask}
-    names, values = zip(*((n, _stand_in(n, v)) for n, v in given.items()), strict=True)
+    names, values = zip(*((n, array_or_stand_in(n, v)) for n, v in given.items()), strict=True)
     operands: dict[str, Any] = dict(
         zip(names, as_arrays(**dict(zip(names, values, strict=True))), strict=True)
     )
@@ -65,11 +65,6 @@ def problem_of(
     return create_problem(op, operands, unbatched, kind, named, prepared=True), unbatched
 
 
-def is_shape(value: Any) -> bool:
-    """Return whether a value is a shape: a tuple of integers."""
-    return isinstance(value, tuple) and all(isinstance(size, (int, np.integer)) for size in value)
-
-
 def as_image_operands(problem: Problem, unbatched: bool, array: Any) -> np.ndarray | None:
     """Return an offset or a mask batched, channels first, in float64."""
     if array is None:
@@ -77,7 +72,3 @@ def as_image_operands(problem: Problem, unbatched: bool, array: Any) -> np.ndarr
     array = np.asarray(array, np.float64)
     array = array[None] if unbatched else array
     return array if problem.layout == "NCHW" else np.moveaxis(array, -1, 1)
-
-
-def _stand_in(name: str, value: Any) -> Any:
-    return stand_in(name, tuple(map(int, value)), np.dtype(np.float32)) if is_shape(value) else value

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..call import is_shape
+from ..functional import Ints, Layout, Padding, PaddingMode
 from ..problem import CONV_TRANSPOSE, DCN, DEFORM_CONV, DEFORM_TRANSPOSE, Problem
 from ..separable_problem import SeparableProblem
-from .arguments import as_image_operands, is_shape, problem_of
+from .arguments import as_image_operands, problem_of
 from .geometry import positions, source_pixels, tap_numbers
 
 __all__ = ["Cost", "cost", "inbounds_flops"]
@@ -24,15 +26,15 @@ def cost(
     offset: Any = None,
     mask: Any = None,
     offset_groups: int | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    kernel_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    kernel_size: Ints | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
     dtype: Any = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..call import as_arrays, check_memory
+from ..functional import Ints, Layout, Padding, PaddingMode
 from ..problem import Problem
 from .arguments import as_image_operands, problem_of
 from .geometry import Reads, deformed_reads, reads, tap_numbers
@@ -32,15 +33,15 @@ def matrix(
     *,
     offset: Any = None,
     mask: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    kernel_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    kernel_size: Ints | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
 ) -> "csr_array":
@@ -102,6 +103,7 @@ def matrix(
     """
     from scipy import sparse
 
+    weight, offset, mask = as_arrays(weight=weight, offset=offset, mask=mask)
     problem, unbatched = problem_of(
         op,
         input_shape,
@@ -124,7 +126,8 @@ def matrix(
     check_memory(
         "the matrix with entries", (problem.flops // 2 * corners, BYTES_PER_ENTRY), np.dtype(np.int8)
     )
-    (weight,) = as_arrays(weight=np.ones(problem.weight_shape) if weight is None else weight)
+    if weight is None:
+        weight = np.ones(problem.weight_shape)
     offset, mask = (as_image_operands(problem, unbatched, array) for array in (offset, mask))
     if problem.variant == "dcnv3" and mask is not None:
         mask = _softmax(problem, mask)

@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import grad
 from ..call import as_arrays
+from ..functional import Accuracy, BackendName, Ints, Layout, Padding, PaddingMode
 from ..grad_plan import plan_grad
 from ..plan import plan
 from ..problem import DCN
@@ -25,19 +26,19 @@ def linear_operator(
     *,
     offset: Any = None,
     mask: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
     groups: int | None = None,
-    output_padding: Any = 0,
-    output_size: Any = None,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    accuracy: str | None = None,
-    kernel_size: Any = None,
+    output_padding: Ints = 0,
+    output_size: Ints | None = None,
+    padding_mode: PaddingMode = "zeros",
+    layout: Layout = "NCHW",
+    accuracy: Accuracy = None,
+    kernel_size: Ints | None = None,
     offset_scale: float = 1.0,
     remove_center: bool = False,
-    backend: Any = None,
+    backend: BackendName = None,
     num_threads: int | None = None,
 ) -> "LinearOperator":
     """Return a convolution as an operator for the iterative solvers of :mod:`scipy.sparse.linalg`.
@@ -103,11 +104,15 @@ def linear_operator(
         "layout": layout,
         "accuracy": accuracy,
     }
-    sampling = {"kernel_size": kernel_size, "offset_scale": offset_scale, "remove_center": remove_center}
+    sampling: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "offset_scale": offset_scale,
+        "remove_center": remove_center,
+    }
     problem, _ = problem_of(op, input_shape, weight, offset=offset, mask=mask, **options, **sampling)
     dtype = problem.dtype
     (weight,) = as_arrays(weight=weight)
-    running = {"dtype": dtype, "backend": backend, "num_threads": num_threads}
+    running: dict[str, Any] = {"dtype": dtype, "backend": backend, "num_threads": num_threads}
     points: dict[str, Any] = {"offset_groups": problem.offset_groups} if problem.offset_groups else {}
     forward = plan(op, input_shape, weight, **options, **sampling, **running, **points, mask=problem.mask)
     moved = {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import jobs, measure, suite
+from . import implementations, jobs, measure, suite, workloads
 
 __all__ = ["run", "settings_of"]
 
@@ -62,19 +62,34 @@ def settings_of(arguments: argparse.Namespace) -> jobs.Settings:
     rounds = measure.ROUNDS if arguments.rounds is None else arguments.rounds
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}")
+    named, peers, layers = (_split(given) for given in (arguments.impl, arguments.peers, arguments.workloads))
+    _check_known(named, peers, layers)
     if arguments.quick:
         sections = [name for name in sections if name != "scaling" or arguments.section]
     return jobs.Settings(
         sections=sections,
         threads=[int(text) for text in texts],
-        implementations=_split(arguments.impl),
-        peers=_split(arguments.peers) or ["all"],
-        workloads=_split(arguments.workloads),
+        implementations=named,
+        peers=peers or ["all"],
+        workloads=layers,
         dtype=arguments.dtype,
         layout=arguments.layout,
         quick=arguments.quick,
         rounds=rounds,
     )
+
+
+def _check_known(named: Sequence[str], peers: Sequence[str], layers: Sequence[str]) -> None:
+    """Raise if a name is none, so that a slip of the pen does not leave out half of a long run."""
+    for option, patterns in (("--impl", named), ("--peers", set(peers) - {"all", "none"})):
+        for pattern in patterns:
+            if not implementations.known(pattern):
+                names = ", ".join(entry.name for entry in implementations.catalogue())
+                raise ValueError(f"{option} {pattern} matches none of {names}")
+    every = [*workloads.load(), *workloads.scaling(), workloads.TINY]
+    for pattern in layers:
+        if not workloads.select(every, [pattern]):
+            raise ValueError(f"--workloads {pattern} matches no layer, family or list")
 
 
 def _split(values: Sequence[str]) -> list[str]:

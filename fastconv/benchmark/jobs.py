@@ -90,6 +90,7 @@ def jobs_of(settings: Settings) -> list[Job]:
         for threads in settings.threads
         for name in settings.sections
         for job in makers[name](settings, threads)
+        if job["implementations"]
     ]
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of dask arrays: the functions of :mod:`fastconv`, a chunk at a time.
+"""Standard, transposed and deformable convolution of dask arrays, a chunk at a time.
 
 For images and volumes larger than memory, or than one machine. Each chunk of the result reads the part of the input
 that it depends on, across the borders of chunks, and nothing else; its own borders follow those of the input by the

@@ -392,7 +392,10 @@ def _conv_transpose(
 
 
 def _check_rank(op: str, ndim: int, input: Tensor, weight: Tensor) -> bool:
-    """Return whether the input has no batch axis; raise unless numbers of dimensions fit."""
+    """Return whether the input has no batch axis; raise unless these are tensors whose dimensions fit."""
+    for name, x in (("input", input), ("weight", weight)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if weight.dim() != ndim + 2 or input.dim() not in (ndim + 1, ndim + 2):
         batched = input.dim() != ndim + 1
         Problem.create(op, input.shape if batched else (1, *input.shape), weight.shape)
@@ -405,7 +408,11 @@ def _check(**tensors: Any) -> None:
     dtype = input.dtype
     usual = dtype in FLOATS and input.is_cpu
     for name, x in tensors.items():
-        if x is None or (usual and x.dtype is dtype and x.is_cpu and x.layout is torch.strided):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if usual and x.dtype is dtype and x.is_cpu and x.layout is torch.strided:
             continue
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")

@@ -77,6 +77,11 @@ def replace(module: torch.nn.Module) -> Replacement:
     Replacement
         Has ``undo()``; also a context manager.
 
+    Raises
+    ------
+    TypeError
+        If `module` is none.
+
     Notes
     -----
     Changed are ``torch.nn.Conv1d``, ``Conv2d``, ``Conv3d`` and their ``ConvTranspose``, ``torchvision.ops.DeformConv2d``,
@@ -93,6 +98,8 @@ def replace(module: torch.nn.Module) -> Replacement:
     <fastconv.torch.Replacement of 2 layers: 0, 2>
     >>> replacement.undo()
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     layers, classes = {}, {}
     for name, layer in module.named_modules():
         original = type(layer)

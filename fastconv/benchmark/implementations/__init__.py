@@ -14,7 +14,7 @@ from importlib import metadata
 
 from ..case import Case, Runner
 
-__all__ = ["Implementation", "catalogue", "choose", "missing", "version"]
+__all__ = ["Implementation", "catalogue", "choose", "known", "missing", "version"]
 
 STATELESS, PREPARED = "stateless", "prepared"
 
@@ -101,6 +101,11 @@ def choose(
         if named and peer and able and layout in (None, entry.layout) and entry.installed:
             found.append(entry)
     return found
+
+
+def known(pattern: str) -> bool:
+    """Return whether a pattern is of an implementation's name, installed or not."""
+    return any(_matches(entry.name, pattern) for entry in catalogue())
 
 
 def missing() -> dict[str, str]:
