@@ -16,6 +16,8 @@ da = pytest.importorskip("dask.array", reason="dask is optional")
 
 import fastconv.dask  # noqa: E402 (needs dask)
 
+pytestmark = pytest.mark.usefixtures("exact_kernels")
+
 
 def rng(seed=3):
     return np.random.default_rng(seed)

@@ -12,6 +12,8 @@ import fastconv
 from fastconv.problem import CONV, CONV_TRANSPOSE, DCN, DEFORM_CONV, OPS
 from fastconv.testing import assert_exact
 
+pytestmark = pytest.mark.usefixtures("exact_kernels")
+
 LAYOUTS = ("NCHW", "NHWC")
 
 

@@ -22,13 +22,7 @@ from fastconv import testing
 from fastconv.problem import ACTIVATIONS, CONV, CONV_TRANSPOSE, DEFORM_CONV, LAYOUTS, OPS, PADDING_MODES
 from fastconv.testing import Case, assert_exact
 
-
-@pytest.fixture(autouse=True)
-def exact_kernels():
-    """Leave out kernels that round sums of whole numbers: they would break a law by a bit."""
-    with fastconv.accuracy("high"):
-        yield
-
+pytestmark = pytest.mark.usefixtures("exact_kernels")
 
 LONGEST = {1: 70, 2: 21, 3: 10}  # of the last axis: several vectors and a rest
 
