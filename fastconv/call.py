@@ -196,7 +196,7 @@ def create_problem(
 
 
 def result_type(dtypes: dict[str, np.dtype], dtype: Any = None) -> np.dtype:
-    """Return the type of the result by NumPy's promotion rules; integers become the float that holds them.
+    """Return the type asked for, or by NumPy's promotion rules that of the result: a float also for integers.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def result_type(dtypes: dict[str, np.dtype], dtype: Any = None) -> np.dtype:
     listed = ", ".join(f"{name} {given}" for name, given in dtypes.items())
     try:
         result = np.dtype(dtype) if dtype is not None else np.result_type(*dtypes.values())
-        if result.kind in "iub":
+        if dtype is None and result.kind in "iub":
             result = np.result_type(result, np.float32)
     except TypeError:
         wrong = (

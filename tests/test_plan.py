@@ -340,3 +340,9 @@ def test_scratch_is_told_and_stays_the_same(op, backend):
         out = np.empty(plan.output_shape, np.float32)
         run_plan(plan, given, out=out)
     assert str(plan) == before
+
+
+def test_a_plan_of_integers_is_refused():
+    with pytest.raises(TypeError, match="the result would be int8, but must be float16"):
+        fastconv.plan("conv1d", (1, 1, 4), np.ones((1, 1, 2), np.float32), dtype="int8")
+    assert fastconv.plan("conv1d", (1, 1, 4), np.ones((1, 1, 2), np.int8)).dtype == np.float32
