@@ -44,3 +44,22 @@ def test_tiles_equal_the_oracle(backend, isa, variant, kernel, stride, dilation,
             with config.limit_isa(isa) if isa else config.threads(2):
                 actual = run(backend, *call, **options, activation=activation)
             np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_few_channels_that_come_last_equal_the_oracle(backend, isa, channels, padding_mode):
+    """Pixels beside each other share vectors: in rows too short for that, just as long, and with some left over."""
+    rng = np.random.default_rng(0)
+    for width, kernel, dilation in [(7, (3, 3), 1), (40, (3, 4), 1), (101, (5, 5), 3), (135, (13, 13), 1)]:
+        x = integers(rng, (2, 20, width, channels), np.float32)
+        w = integers(rng, (channels, 1, *kernel), np.float32)
+        padding = tuple(min((k - 1) * dilation // 2, 6) for k in kernel)
+        options = {"padding": padding, "dilation": dilation, "groups": channels, "layout": "NHWC"}
+        options |= {"padding_mode": padding_mode, "stride": (2, 1)}
+        for bias in (None, integers(rng, (channels,), np.float32)):
+            call = ("conv2d", x, w, bias)
+            expected = run("numpy", *call, **options, activation="relu6")
+            with config.limit_isa(isa) if isa else config.threads(2):
+                actual = run(backend, *call, **options, activation="relu6")
+            np.testing.assert_array_equal(actual, expected)
