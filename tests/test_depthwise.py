@@ -46,7 +46,7 @@ def test_tiles_equal_the_oracle(backend, isa, variant, kernel, stride, dilation,
             np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
 def test_few_channels_that_come_last_equal_the_oracle(backend, isa, channels, padding_mode):
     """Pixels beside each other share vectors: in rows too short for that, just as long, and with some left over."""
