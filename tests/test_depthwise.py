@@ -9,6 +9,8 @@ from helpers import integers, run
 import fastconv
 from fastconv import config
 
+pytestmark = pytest.mark.usefixtures("exact_kernels")
+
 CHANNELS = 3
 
 # (kernel, stride, dilation, padding): runs of taps, every second pixel with 1 to 3 columns that share it, strides and
@@ -66,6 +68,24 @@ def test_copied_padding_of_every_stride(backend, mode, layout, groups):
             "groups": groups,
             "layout": layout,
         }
-        with fastconv.accuracy("high"):
-            actual = run(backend, "conv2d", x, w, **options)
+        actual = run(backend, "conv2d", x, w, **options)
         np.testing.assert_array_equal(actual, run("numpy", "conv2d", x, w, **options))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_few_channels_that_come_last_equal_the_oracle(backend, isa, channels, padding_mode):
+    """Pixels beside each other share vectors: in rows too short for that, just as long, and with some left over."""
+    rng = np.random.default_rng(0)
+    for width, kernel, dilation in [(7, (3, 3), 1), (40, (3, 4), 1), (101, (5, 5), 3), (135, (13, 13), 1)]:
+        x = integers(rng, (2, 20, width, channels), np.float32)
+        w = integers(rng, (channels, 1, *kernel), np.float32)
+        padding = tuple(min((k - 1) * dilation // 2, 6) for k in kernel)
+        options = {"padding": padding, "dilation": dilation, "groups": channels, "layout": "NHWC"}
+        options |= {"padding_mode": padding_mode, "stride": (2, 1)}
+        for bias in (None, integers(rng, (channels,), np.float32)):
+            call = ("conv2d", x, w, bias)
+            expected = run("numpy", *call, **options, activation="relu6")
+            with config.limit_isa(isa) if isa else config.threads(2):
+                actual = run(backend, *call, **options, activation="relu6")
+            np.testing.assert_array_equal(actual, expected)

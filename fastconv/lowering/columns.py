@@ -14,6 +14,7 @@ from .geometry import Axes, Axis, AxisSum, Sums
 from .program import K_BLOCK, WORDS, Builder
 
 __all__ = [
+    "HALVED_BYTES",
     "MAX_TAPS",
     "STRIDED",
     "TILE_ROWS",

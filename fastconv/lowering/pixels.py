@@ -1,12 +1,23 @@
 """Depthwise problems with channels in the vectors: tiles of pixels of one row, see ``depthwise_pixels``."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .columns import STRIDED, TILE_ROWS, row_step, runs_of, tile_rows
+from .columns import HALVED_BYTES, STRIDED, TILE_ROWS, row_step, runs_of, tile_rows
 from .dense import add_halo
-from .geometry import Axes, Image, Sums, convolution_axis, input_strides, output_strides, sums_of
+from .geometry import (
+    Axes,
+    Axis,
+    Image,
+    Sums,
+    convolution_axis,
+    input_strides,
+    output_strides,
+    sums_of,
+)
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
 
 __all__ = ["MIN_PIXELS", "STRIP_BYTES", "lower_pixels", "pays_to_turn", "pixel_tiles"]
@@ -26,6 +37,11 @@ SHORT_VECTOR = 4
 # Pixels of a tile that make it worth while to lie a dilation apart.
 MIN_PIXELS = 2
 # What the tiles of a strip read again in the next rows, weights among it, lies in L1 beside results; vectors of channels of one.
+# Tried and lost: each row copied once for a vector or two of channels, with its padding, where tiles find it side by side in
+# L1. That takes no lists of addresses and has 2.5 and not 4.3 misses a line with a 7x7 kernel, but the copies wait while
+# nothing is summed (192 x 28x28, 3x3: 43 and not 42 us; 5x5: 81 and not 75; 7x7: 145 and not 148; 576 x 14x14: 39 and not 29
+# us; 512 x 33x33: 187 and not 175). Tiles of two rows, as the products and not the loads are what takes time (3x3: 38 and not
+# 36 us with such copies). Rows a dilation apart one after the other: the same time.
 STRIP_BYTES = 18 << 10
 STRIP_VECTORS = 8
 CACHE_LINE, L1_SETS = 64, 64
@@ -42,6 +58,9 @@ LIST_BYTES = 64 << 10
 BAND_ROWS = 2
 BAND_REACHES = 3
 BLOCK_VECTORS = 4
+# Vectors of pixels beside each other, where channels are few, and how many times that a row has at least.
+BESIDE_VECTORS = 4
+MIN_BESIDE = 2
 # Vectors of a pixel among which one more does not count, if all of them are on lines then.
 LINE_VECTORS = 4
 
@@ -54,7 +73,7 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
     p = b.problem
     channels = p.out_channels
     x_image, _, *strides = input_strides(p, "NHWC")
-    y_image, _, y_d, y_h, y_w = output_strides(p, "NHWC")
+    y_image, *_ = output_strides(p, "NHWC")
     x, y = b.operand("input"), b.operand("output")
     if joined:
         y_image = 0
@@ -65,17 +84,124 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
         x, x_image, strides = _repeat(b)
     elif p.layout == "NHWC" and _is_crowded(b, axes):
         x, x_image, strides = _moved_apart(b)
+    band = 0
+    for part in _parts(b, axes, bool(joined)):
+        band = _add_sums(b, axes, part, (x, y), (x_image, y_image), strides, joined)
+    if p.layout == "NCHW" and not joined:
+        _add_transpose(b, y, y_image // channels, channels, b.operand("output"))
+    return band
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sums that one stage makes, each with the sources of (tap, output) along the three axes.
+
+    Attributes
+    ----------
+    beside : int
+        Pixels that lie beside each other in a vector or a few, so that few channels fill them.
+    last : int
+        Where, in pixels, one more such vector begins in a row, which overlaps the one before it; 0 if there is none.
+    """
+
+    sums: list[Sums]
+    sources: list[list[np.ndarray]]
+    beside: int = 1
+    last: int = 0
+
+
+def _parts(b: Builder, axes: Axes, joined: bool) -> list[Part]:
+    """Return the stages that make all sums: where few channels fill no vector, pixels fill it that lie beside each other."""
+    sums = sums_of(axes)
+    sources = [[axis.sources(one) for axis, one in zip(axes, s, strict=True)] for s in sums]
+    begin, end = (0, 0) if joined else _run_of_pixels(sources[0][2])
+    beside = _beside(b, end - begin)
+    if beside == 1:
+        return [Part(sums, sources)]
+    ((d, h, w),), ((of_d, of_h, of_w),) = sums, sources
+    wide, narrow = Part([], [], beside, (end - begin) % beside and end - begin - beside), Part([], [])
+    for part, first, last in ((narrow, 0, begin), (wide, begin, end), (narrow, end, w.count)):
+        if first < last:
+            count = (last - first) // part.beside
+            at = [
+                *range(first, first + count * part.beside, part.beside),
+                *([first + part.last] if part.last else ()),
+            ]
+            part.sums.append((d, h, replace(w, start=first, step=part.beside, count=count)))
+            part.sources.append([of_d, of_h, of_w[:, at]])
+    return [part for part in (wide, narrow) if part.sums]
+
+
+def _beside(b: Builder, pixels: int) -> int:
+    """Return how many of so many pixels beside each other fill vectors, where channels fill too little of one.
+
+    No two taps share what they load then, but 4 x 512x512 takes 560 and not 1450 us, 3 x 512x512 460 and not 1510 us.
+    """
+    p = b.problem
+    one = p.variant == "conv" and p.stride[-1] == 1 and p.layout == "NHWC" and p.in_channels == p.out_channels
+    most = 3 * b.lanes // 8 if b.engines.vec_bytes == HALVED_BYTES else b.lanes // 2
+    if not one or p.out_channels > most:
+        return 1
+    whole = b.lanes // math.gcd(b.lanes, p.out_channels)
+    several = whole * max(BESIDE_VECTORS * b.lanes // (whole * p.out_channels), 1)
+    return next(
+        (n for n in (several, whole, b.lanes // p.out_channels) if n > 1 and MIN_BESIDE * n <= pixels), 1
+    )
+
+
+def _run_of_pixels(sources: np.ndarray) -> tuple[int, int]:
+    """Return the outputs about the middle one all taps of which meet pixels that follow each other."""
+    middle = sources.shape[1] // 2
+    steps = sources - sources[:, [middle]] == np.arange(sources.shape[1]) - middle
+    inside = ((sources >= 0) & steps).all(axis=0)
+    edges = np.flatnonzero(~inside)
+    if not inside[middle]:
+        return 0, 0
+    return int(edges[edges < middle].max(initial=-1)) + 1, int(edges[edges > middle].min(initial=len(inside)))
+
+
+def _add_sums(
+    b: Builder,
+    axes: Axes,
+    part: Part,
+    images: tuple[Operand, Operand],
+    image_sizes: tuple[int, int],
+    strides: Sequence[int],
+    joined: int,
+) -> int:
+    """Add the stage for some of the sums, from one image to the other; return the rows of a task."""
+    p = b.problem
+    _, _, y_d, y_h, y_w = output_strides(p, "NHWC")
+    channels = p.out_channels * part.beside
     w_stride = round_up(channels, b.lanes)
-    taps = np.arange(p.taps)
-    packed = b.pack(taps, taps * w_stride, p.taps * w_stride, w_stride, 1, rows=channels, x_row=p.taps)
+    taps, pixels = np.arange(p.taps), np.arange(part.beside)
+    places = taps[:, None] * w_stride + pixels * p.out_channels
+    width = w_stride if part.beside == 1 else p.out_channels
+    packed = b.pack(
+        np.repeat(taps, part.beside),
+        places.ravel(),
+        p.taps * w_stride,
+        width,
+        1,
+        rows=p.out_channels,
+        x_row=p.taps,
+    )
     records, row_words, list_words = [], 0, 0
-    piece, strip_pixels = _strip(b, axes)
-    for s in sums_of(axes):
-        sources = [axis.sources(one) for axis, one in zip(axes, s, strict=True)]
+    piece, strip_pixels = (channels, axes[2].out) if part.beside > 1 else _strip(b, axes)
+    for s, sources in zip(part.sums, part.sources, strict=True):
         maps = [np.where(at >= 0, at * stride, -1) for at, stride in zip(sources, strides, strict=True)]
-        step, tap_step = row_step(s[2], s[2].count, MIN_PIXELS)
+        step, tap_step = (1, 0) if part.beside > 1 else row_step(s[2], s[2].count, MIN_PIXELS)
         kernel_rows = s[0].taps[:, None] * axes[1].kernel + s[1].taps
-        tiles, words_used = pixel_tiles(b, s, maps[2], w_stride, (step, tap_step), y_w * s[2].step)
+        steps, count = (step, tap_step), s[2].count
+        tiles, words_used = pixel_tiles(b, s, maps[2][:, :count], w_stride, steps, y_w * s[2].step)
+        if part.last:
+            one = (s[0], s[1], replace(s[2], count=1))
+            more, words_more = pixel_tiles(b, one, maps[2][:, count:], w_stride, steps, 0)
+            (tile,) = more
+            tiles.append(
+                tile | {"y": part.last * y_w, "list": tile["list"] + (words_used if words_more else 0)}
+            )
+            words_used += words_more
         row_words = max(row_words, 1 + 2 * kernel_rows.size)
         list_words = max(list_words, words_used)
         records.append(
@@ -98,7 +224,7 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
             }
         )
     row_bytes = 8 * (row_words + list_words)
-    blocks, band = _tasks(b, axes, row_bytes)
+    blocks, band = _tasks(b, part.sums, axes[1], row_bytes)
     if joined:
         parts = (
             n for n in range(1, joined + 1) if joined % n == 0 and (n == 1 or n * row_bytes <= LIST_BYTES)
@@ -109,15 +235,15 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
         record["task_begin"] = tasks
         tasks += -(-record["n_d"] * record["n_h"] // band)
     words: Words = dict(
-        x=x,
+        x=images[0],
         w=packed,
-        b=b.operand("bias"),
-        y=y,
+        b=_bias_of_pixels(b, part.beside),
+        y=images[1],
         work=b.thread(w_stride + band * (row_words + list_words) * 8 // b.itemsize),
         work_stride=Operand("thread_stride"),
         images=Operand("images"),
-        x_image=x_image,
-        y_image=y_image,
+        x_image=image_sizes[0],
+        y_image=image_sizes[1],
         channels=channels,
         w_stride=w_stride,
         row_words=row_words,
@@ -133,9 +259,31 @@ def lower_pixels(b: Builder, axes: Axes, joined: int = 0) -> int:
         activation=b.engines.activation(p),
     )
     b.stage("depthwise_pixels", tasks * blocks, words)
-    if p.layout == "NCHW" and not joined:
-        _add_transpose(b, y, y_image // channels, channels, b.operand("output"))
     return band
+
+
+def _bias_of_pixels(b: Builder, beside: int) -> Operand:
+    """Return the bias of pixels beside each other, which a stage repeats if they are several."""
+    p = b.problem
+    if beside == 1 or not p.bias:
+        return b.operand("bias")
+    y = b.scratch_of_all_chunks(beside * p.out_channels)
+    words: Words = dict.fromkeys(WORDS["pack"], 0)
+    words |= dict(
+        x=b.operand("bias"),
+        y=y,
+        offsets=b.table([0] * beside),
+        places=b.table(np.arange(beside) * p.out_channels),
+        count=beside,
+        groups=1,
+        rows=p.out_channels,
+        width=p.out_channels,
+        blocks=1,
+        pieces=1,
+        x_row=1,
+    )
+    b.stage("pack", 1, words, images_per_task=1 << 40)
+    return y
 
 
 def _strip(b: Builder, axes: Axes) -> tuple[int, int]:
@@ -175,12 +323,11 @@ def _on_lines(b: Builder) -> bool:
     return channels % b.lanes == 0 and channels >= LINE_VECTORS * b.lanes
 
 
-def _tasks(b: Builder, axes: Axes, row_bytes: int) -> tuple[int, int]:
+def _tasks(b: Builder, sums: Sequence[Sums], h: Axis, row_bytes: int) -> tuple[int, int]:
     """Return blocks of channels, and rows of a band, that make tasks enough; each block lists the same addresses."""
-    d, h, _ = axes
     vectors = b.problem.out_channels // b.lanes
-    rows = max(one.count for one in d.sums) * max(one.count for one in h.sums)
-    enough = -(-ENOUGH_TASKS // len(sums_of(axes)))
+    rows = max(s[0].count for s in sums) * max(s[1].count for s in sums)
+    enough = -(-ENOUGH_TASKS // len(sums))
     least = max(BAND_ROWS, BAND_REACHES * h.reach if h.reach < h.kernel else 0)
     bands = max(min(enough, rows // least), 1)
     blocks = max(min(enough // bands, vectors // BLOCK_VECTORS), 1)
