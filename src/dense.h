@@ -155,10 +155,12 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         int64_t w_r = a->w_width > 1 ? 1 : sum->w_block, w_o = a->w_width > 1 ? sum->w_block / TILE_ROWS : sum->w_block;
         int64_t first = t.chunk * a->chunk;
         int64_t last = a->channels - first < a->chunk ? a->channels : first + a->chunk;
-        /* Behind the panel: sums, of the whole task if there are several K blocks or few channels, else of a tile. */
+        /* Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of few channels are
+         * held as well where they leave as rows, for which the way is then found once; turning them is done meanwhile. */
         real *partial = panel + a->k_block * MAX_WIDTH + LANES;
         int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
-        int64_t held = k_blocks > 1 || last - first <= TILE_ROWS, c_row = a->pixel_block + LANES;
+        int64_t held = k_blocks == 1 && last - first <= TILE_ROWS && a->y_channel != 1;
+        int64_t whole = held || k_blocks > 1, c_row = a->pixel_block + LANES;
         /* Panels of equal width rather than full ones and a narrow last. */
         int64_t vectors = (t.pixels + LANES - 1) / LANES, panels = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
         for (int64_t kb = 0; kb < k_blocks; kb++) {
@@ -192,12 +194,12 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                     for (int64_t r = 0; r < rows; r++)
                         row[r] = w + o * w_o + r * w_r;
                     real *c = partial;
-                    if (held)
+                    if (whole)
                         c += (o - first) * c_row + from * LANES;
                     else
                         c_row = width;
                     FN(tiles)[rows][nv](count, row, w_offsets + k, columns, column_offsets, c, c_row, kb > 0);
-                    if (!held)
+                    if (!held && kb == k_blocks - 1)
                         FN(leave_rows)(a, &t, o, rows, c, c_row, width, runs, found, y);
                 }
             }

@@ -124,12 +124,11 @@ static void await_step(job *j, const uint64_t *at, uint64_t cursor)
 }
 
 /* The first task of a share and the number of its tasks, as far as is known: the step may end meanwhile. */
-static int64_t share_of(const job *j, int64_t number, int64_t *size, int64_t *piece)
+static int64_t share_of(const job *j, int64_t number, int64_t *size)
 {
     int64_t tasks = __atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE), singly = __atomic_load_n(&j->singly, __ATOMIC_ACQUIRE);
     int64_t shares = singly ? 1 : j->threads, first = (tasks * number + shares - 1) / shares;
     *size = tasks > 0 && number < shares ? (tasks * (number + 1) + shares - 1) / shares - first : 0;
-    *piece = singly || *size < SHARE_PIECES ? 1 : *size / SHARE_PIECES;
     return first;
 }
 
@@ -137,17 +136,18 @@ static int64_t share_of(const job *j, int64_t number, int64_t *size, int64_t *pi
 static int take_some(job *j, int64_t number, int64_t thread, int64_t *kept)
 {
     uint64_t *at = &j->shares[number].cursor, cursor = __atomic_load_n(at, __ATOMIC_ACQUIRE);
-    int64_t size, piece, taken;
-    share_of(j, number, &size, &piece);
+    int64_t size, piece = 1;
+    share_of(j, number, &size);
     if (TAKEN(cursor) >= size)
         return 0;
-    taken = piece;
-    cursor = __atomic_fetch_add(at, (uint64_t)taken, __ATOMIC_ACQ_REL);
-    int64_t first = share_of(j, number, &size, &piece); /* before the step, which is written first */
+    if (!__atomic_load_n(&j->singly, __ATOMIC_RELAXED)) /* ever smaller ones, so that all threads end at about the same time */
+        piece = (size - TAKEN(cursor) + SHARE_PIECES - 1) / SHARE_PIECES;
+    cursor = __atomic_fetch_add(at, (uint64_t)piece, __ATOMIC_ACQ_REL);
+    int64_t first = share_of(j, number, &size); /* before the step, which is written first */
     int64_t begin = TAKEN(cursor), step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
     if (CURSOR(step) >> TAKEN_BITS != cursor >> TAKEN_BITS || begin >= size)
         return 0;
-    int64_t end = begin + taken < size ? begin + taken : size, tasks = __atomic_load_n(&j->tasks, __ATOMIC_RELAXED);
+    int64_t end = begin + piece < size ? begin + piece : size, tasks = __atomic_load_n(&j->tasks, __ATOMIC_RELAXED);
     j->work(j->what, step, first + begin, first + end, thread, kept);
     if (__atomic_add_fetch(&j->done, end - begin, __ATOMIC_ACQ_REL) == tasks)
         next_step(j);

@@ -163,7 +163,8 @@ def dense_rows(a, begin, end, thread):
     panel = reals(a, a.work + thread * a.work_stride)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
     runs, source = stack_runs(a, MAX_PIXEL_BLOCK), stack_runs(a, 1)
-    # Behind the panel: sums, of the whole task if there are several K blocks or few channels, else of a tile.
+    # Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of few channels are
+    # held as well where they leave as rows, for which the way is then found once; turning them is done meanwhile.
     partial = panel + (a.k_block * tile_vectors(a) * lanes(a) + lanes(a))
     for task in range(begin, end):
         s, image, group, first_pixel, chunk, task_pixels = dense_decode(a, task)
@@ -177,7 +178,8 @@ def dense_rows(a, begin, end, thread):
         first = chunk * a.chunk
         last = min(first + a.chunk, a.channels)
         k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
-        held = k_blocks > 1 or last - first <= tile_rows(a)
+        held = k_blocks == 1 and last - first <= tile_rows(a) and a.y_channel != 1
+        whole = held or k_blocks > 1
         c_row = a.pixel_block + lanes(a)
         # Panels of equal width rather than full ones and a narrow last.
         vectors = (task_pixels + lanes(a) - 1) // lanes(a)
@@ -212,12 +214,12 @@ def dense_rows(a, begin, end, thread):
                     for r in range(rows):
                         row[r] = address(w + (o * w_o + r * w_r))
                     c = partial
-                    if held:
+                    if whole:
                         c = partial + ((o - first) * c_row + start * lanes(a))
                     else:
                         c_row = width
                     tile(tiles, rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
-                    if not held:
+                    if not held and kb == k_blocks - 1:
                         leave_rows(a, part, group, o, rows, c, c_row, pixels, runs, found, y)
         if held:
             found = (
