@@ -8,7 +8,8 @@
  * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
  * all of them first took half as long as the product.
  * Groups of 4 or 8 channels belong into dense_rows, in either layout: half of the lanes idle, or tiles of half a vector
- * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups).
+ * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups; 1.2 times with stride 2). Where channels come
+ * first, a task there makes the haloed image of its group itself, which then stays in L2 (src/join.h).
  */
 
 /* Decode a task: which images, sum, group, pixels, output channels. */
@@ -155,8 +156,9 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         int64_t w_r = a->w_width > 1 ? 1 : sum->w_block, w_o = a->w_width > 1 ? sum->w_block / TILE_ROWS : sum->w_block;
         int64_t first = t.chunk * a->chunk;
         int64_t last = a->channels - first < a->chunk ? a->channels : first + a->chunk;
-        /* Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of few channels are
-         * held as well where they leave as rows, for which the way is then found once; turning them is done meanwhile. */
+        /* Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of one row of tiles
+         * are held as well if they leave as rows, whose way is then found once (3 % of 72 products); turning them takes longer
+         * than they do, and is better done between tiles. */
         real *partial = panel + a->k_block * MAX_WIDTH + LANES;
         int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
         int64_t held = k_blocks == 1 && last - first <= TILE_ROWS && a->y_channel != 1;
@@ -206,9 +208,7 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         }
         if (held) {
             int64_t found = a->direct ? FN(line_runs)(sum, t.pixel, t.pixels, runs) : FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs);
-            for (int64_t o = first; o < last; o += TILE_ROWS)
-                FN(leave_rows)(a, &t, o, last - o < TILE_ROWS ? last - o : TILE_ROWS, partial + (o - first) * c_row, c_row,
-                               vectors * LANES, runs, found, y);
+            FN(leave_rows)(a, &t, first, last - first, partial, c_row, vectors * LANES, runs, found, y);
         }
     }
 }

@@ -23,7 +23,6 @@ from fastconv.problem import ACTIVATIONS, CONV, CONV_TRANSPOSE, DEFORM_CONV, LAY
 from fastconv.testing import Case, assert_exact
 
 
-
 @pytest.fixture(autouse=True)
 def exact_kernels():
     """Leave out kernels that round sums of whole numbers: they would break a law by a bit."""

@@ -487,6 +487,7 @@ class DensePlan:
             first_band=halo[2] // groups,
             second_band=product[2] // groups,
         )
+        b.copies.append(f"haloed group: {size * b.itemsize / 1e3:.3g} kB a thread")
         b.join((*halo, "halo"), (*product, "dense"), size + 2 * self.width, groups, words)
 
     def pixel_block(self, pixels: int) -> int:

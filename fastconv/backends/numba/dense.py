@@ -163,8 +163,8 @@ def dense_rows(a, begin, end, thread):
     panel = reals(a, a.work + thread * a.work_stride)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
     runs, source = stack_runs(a, MAX_PIXEL_BLOCK), stack_runs(a, 1)
-    # Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of few channels are
-    # held as well where they leave as rows, for which the way is then found once; turning them is done meanwhile.
+    # Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of one row of tiles are
+    # held as well if they leave as rows, whose way is then found once.
     partial = panel + (a.k_block * tile_vectors(a) * lanes(a) + lanes(a))
     for task in range(begin, end):
         s, image, group, first_pixel, chunk, task_pixels = dense_decode(a, task)
@@ -227,10 +227,7 @@ def dense_rows(a, begin, end, thread):
                 if a.direct
                 else pixel_runs(a, part, first_pixel, task_pixels, runs)
             )
-            for o in range(first, last, tile_rows(a)):
-                c = partial + (o - first) * c_row
-                rows = min(last - o, tile_rows(a))
-                leave_rows(a, part, group, o, rows, c, c_row, task_pixels, runs, found, y)
+            leave_rows(a, part, group, first, last - first, partial, c_row, task_pixels, runs, found, y)
 
 
 @helper

@@ -112,7 +112,15 @@ def halo_planes(a, begin, end, thread):
                 else:
                     for c in range(last - first):
                         fill_row(
-                            to + c * a.y_block, a.y_phase, x, inside, a.x_w, a.w_phases, a.w_lines, map_w, runs
+                            to + c * a.y_block,
+                            a.y_phase,
+                            x,
+                            inside,
+                            a.x_w,
+                            a.w_phases,
+                            a.w_lines,
+                            map_w,
+                            runs,
                         )
 
 
