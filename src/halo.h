@@ -168,8 +168,9 @@ INLINE void FN(fill_lines)(const halo_words *a, const int step, real *y, const r
                            int64_t end)
 {
     const int64_t *map_h = (const int64_t *)a->map_h;
-    int64_t lines = a->w_lines, last = lines - LANES, h_lines = a->rows_h / a->h_phases;
+    int64_t lines = a->w_lines, last = lines - LANES, before = last > 0 ? (last - 1) / LANES * LANES : 0, h_lines = a->rows_h / a->h_phases;
     FN(edge) left = FN(edge_of)(-run[0], run[1] - run[0], step), right = FN(edge_of)(last - run[0], run[1] - run[0], step);
+    FN(edge) middle = FN(edge_of)(before - run[0], run[1] - run[0], step);
     plane += (run[2] - run[0] * step) * a->x_w;
     for (int64_t line = begin; line < end; line++)
         for (int64_t row = line; row < a->rows_h; row += h_lines) {
@@ -181,8 +182,10 @@ INLINE void FN(fill_lines)(const halo_words *a, const int step, real *y, const r
                 FN(store_part)(to, FN(load_edge)(step, x, &left), lines);
             } else {
                 FN(store)(to, FN(load_edge)(step, x, &left));
-                for (int64_t i = LANES; i < last; i += LANES)
+                for (int64_t i = LANES; i < before; i += LANES)
                     FN(store)(to + i, FN(load_each)(step, x + i * step));
+                if (before > 0) /* may reach behind the run, as may the last one */
+                    FN(store)(to + before, FN(load_edge)(step, x + before * step, &middle));
                 FN(store)(to + last, FN(load_edge)(step, x + last * step, &right));
             }
         }
