@@ -8,7 +8,8 @@
  * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
  * all of them first took half as long as the product.
  * Groups of 4 or 8 channels belong into dense_rows, in either layout: half of the lanes idle, or tiles of half a vector
- * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups).
+ * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups; 1.2 times with stride 2). Where channels come
+ * first, a task there makes the haloed image of its group itself, which then stays in L2 (src/join.h).
  */
 
 /* Decode a task: which images, sum, group, pixels, output channels. */
@@ -29,20 +30,27 @@ INLINE FN(dense_task) FN(dense_decode)(const dense_words *a, int64_t task)
     t.images = a->images - t.image < a->images_per_task ? a->images - t.image : a->images_per_task;
     int64_t rest = task % a->tasks, s = a->sum_count - 1;
     const sum_words *sums = (const sum_words *)a->sums;
-    while (sums[s].task_begin > rest)
-        s--;
-    t.sum = sums + s;
-    rest -= t.sum->task_begin;
-    t.chunk = rest % a->chunks;
-    rest /= a->chunks;
+    if (a->in_turn) { /* neighbouring pixels of all sums read the same */
+        t.chunk = rest % a->chunks;
+        rest /= a->chunks;
+        t.sum = sums + rest % a->sum_count;
+        rest /= a->sum_count;
+    } else {
+        while (sums[s].task_begin > rest)
+            s--;
+        t.sum = sums + s;
+        rest -= t.sum->task_begin;
+        t.chunk = rest % a->chunks;
+        rest /= a->chunks;
+    }
     int64_t each = a->direct ? FN(line_pixels)(t.sum) : t.sum->n_d * t.sum->n_h * t.sum->n_w;
     int64_t blocks = (each * a->images_per_task + a->pixel_block - 1) / a->pixel_block;
-    if (a->y_channel == 1) { /* groups share the cache lines of a pixel: in turn while those are in L2 */
-        t.group = rest % a->groups;
-        t.pixel = rest / a->groups * a->pixel_block;
-    } else {
+    if (a->by_groups) {
         t.pixel = rest % blocks * a->pixel_block;
         t.group = rest / blocks;
+    } else {
+        t.group = rest % a->groups;
+        t.pixel = rest / a->groups * a->pixel_block;
     }
     t.pixels = each * t.images - t.pixel;
     if (t.pixels > a->pixel_block)
@@ -120,13 +128,23 @@ static void FN(stitch)(real *panel, int64_t width, const real *x, const real *x_
 
 #define MAX_WIDTH (TILE_VECTORS * LANES)
 
+/* The sums of some channels of a group leave, by runs of pixels. */
+INLINE void FN(leave_rows)(const dense_words *a, const FN(dense_task) *t, int64_t channel, int64_t rows, real *c, int64_t c_row,
+                           int64_t width, const FN(run) *runs, int64_t run_count, real *y)
+{
+    const real *bias = (const real *)a->b;
+    if (bias || a->activation)
+        for (int64_t r = 0; r < rows; r++)
+            FN(finish_row)(c + r * c_row, width, bias ? bias[t->group * a->channels + channel + r] : 0, a->activation);
+    FN(store_rows)(c, c_row, rows, runs, run_count, y + channel * a->y_channel, a->y_channel, t->sum->y_w);
+}
+
 static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const dense_words *a = (const dense_words *)words;
-    const real *bias = (const real *)a->b;
     real *panel = (real *)(a->work + thread * a->work_stride);
     int64_t steps[MAX_K_BLOCK];
-    FN(run) runs[MAX_WIDTH], sources[MAX_WIDTH];
+    FN(run) runs[MAX_PIXEL_BLOCK], sources[1];
     for (int64_t task = begin; task < end; task++) {
         FN(dense_task) t = FN(dense_decode)(a, task);
         const sum_words *sum = t.sum;
@@ -138,9 +156,13 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         int64_t w_r = a->w_width > 1 ? 1 : sum->w_block, w_o = a->w_width > 1 ? sum->w_block / TILE_ROWS : sum->w_block;
         int64_t first = t.chunk * a->chunk;
         int64_t last = a->channels - first < a->chunk ? a->channels : first + a->chunk;
-        /* Behind the panel: partial sums, of the whole task if there are several K blocks, else of a tile. */
+        /* Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of one row of tiles
+         * are held as well if they leave as rows, whose way is then found once (3 % of 72 products); turning them takes longer
+         * than they do, and is better done between tiles. */
         real *partial = panel + a->k_block * MAX_WIDTH + LANES;
         int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
+        int64_t held = k_blocks == 1 && last - first <= TILE_ROWS && a->y_channel != 1;
+        int64_t whole = held || k_blocks > 1, c_row = a->pixel_block + LANES;
         /* Panels of equal width rather than full ones and a narrow last. */
         int64_t vectors = (t.pixels + LANES - 1) / LANES, panels = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
         for (int64_t kb = 0; kb < k_blocks; kb++) {
@@ -174,20 +196,19 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                     for (int64_t r = 0; r < rows; r++)
                         row[r] = w + o * w_o + r * w_r;
                     real *c = partial;
-                    int64_t c_row = width;
-                    if (k_blocks > 1) {
-                        c_row = a->pixel_block + LANES;
+                    if (whole)
                         c += (o - first) * c_row + from * LANES;
-                    }
+                    else
+                        c_row = width;
                     FN(tiles)[rows][nv](count, row, w_offsets + k, columns, column_offsets, c, c_row, kb > 0);
-                    if (kb < k_blocks - 1)
-                        continue;
-                    if (bias || a->activation)
-                        for (int64_t r = 0; r < rows; r++)
-                            FN(finish_row)(c + r * c_row, width, bias ? bias[t.group * a->channels + o + r] : 0, a->activation);
-                    FN(store_rows)(c, c_row, rows, runs, found, y + o * a->y_channel, a->y_channel, sum->y_w);
+                    if (!held && kb == k_blocks - 1)
+                        FN(leave_rows)(a, &t, o, rows, c, c_row, width, runs, found, y);
                 }
             }
+        }
+        if (held) {
+            int64_t found = a->direct ? FN(line_runs)(sum, t.pixel, t.pixels, runs) : FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs);
+            FN(leave_rows)(a, &t, first, last - first, partial, c_row, vectors * LANES, runs, found, y);
         }
     }
 }

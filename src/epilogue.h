@@ -98,7 +98,18 @@ typedef struct {
 static void FN(store_rows)(const real *c, int64_t c_row, int64_t rows, const FN(run) *runs, int64_t run_count, real *y,
                            int64_t y_channel, int64_t y_w)
 {
-    if (y_w == 1) {
+    if (y_w == 1 && rows <= TILE_ROWS && ISA_LEVEL == 2) {
+#if ISA_LEVEL == 2
+        /* As copies of runs, row by row, a layer of 72 products for each took 3 % longer. More rows are better written one
+         * after the other: planes of 32 kB share sets of the cache. */
+        for (int64_t s = 0; s < run_count; s++)
+            for (int64_t i = 0; i < runs[s].count; i += LANES) {
+                FN(lane_mask) mask = FN(lanes_between)(0, runs[s].count - i);
+                for (int64_t r = 0; r < rows; r++)
+                    FN(store_masked)(y + r * y_channel + runs[s].y + i, mask, FN(load)(c + r * c_row + runs[s].at + i));
+            }
+#endif
+    } else if (y_w == 1) {
         for (int64_t r = 0; r < rows; r++)
             for (int64_t s = 0; s < run_count; s++)
                 FN(copy)(y + r * y_channel + runs[s].y, c + r * c_row + runs[s].at, runs[s].count);

@@ -1,5 +1,7 @@
 /* The haloed image: see HALO_WORDS. After it, everything is a stride-1 sum. */
 
+#define MOST_STEPS 3 /* of vectors that are put together from so many */
+
 /* The first of n elements, if any. */
 INLINE vec FN(load_some)(const real *p, int64_t n) { return n >= LANES ? FN(load)(p) : n > 0 ? FN(load_part)(p, n) : (vec){0}; }
 
@@ -128,31 +130,109 @@ static void FN(fill_rows)(real *y, int64_t y_phase, int64_t y_block, const real 
     }
 }
 
-/* A task is a row of a block of channels; the result has planes of channels. Channels of a block lie side by side in the
- * source if there are several. */
+/* Of n steps through a source the vector that begins with step `at`, as far as there are such steps; zeros for the others. */
+typedef struct {
+    FN(lane_mask) masks[MOST_STEPS];
+} FN(edge);
+
+INLINE FN(edge) FN(edge_of)(int64_t at, int64_t n, int64_t step)
+{
+    FN(edge) edge;
+    int64_t first = at < 0 ? -at * step : 0, end = (n - at - 1) * step + 1;
+    for (int64_t i = 0; i < MOST_STEPS; i++)
+        edge.masks[i] = FN(lanes_between)(first - i * LANES, end - i * LANES);
+    return edge;
+}
+
+INLINE vec FN(load_edge)(const int step, const real *x, const FN(edge) *edge)
+{
+    vec a = FN(load_masked)(x, edge->masks[0]);
+    if (step == 1)
+        return a;
+    vec b = FN(load_masked)(x + LANES, edge->masks[1]);
+    return step == 2 ? FN(evens)(a, b) : FN(thirds)(a, b, FN(load_masked)(x + 2 * LANES, edge->masks[2]));
+}
+
+INLINE vec FN(load_each)(const int step, const real *x)
+{
+    if (step == 1)
+        return FN(load)(x);
+    if (step == 2)
+        return FN(evens)(FN(load)(x), FN(load)(x + LANES));
+    return FN(thirds)(FN(load)(x), FN(load)(x + LANES), FN(load)(x + 2 * LANES));
+}
+
+/* Lines begin..end of one W phase of a plane. Outside of the run there are zeros, on each side no more than a vector holds,
+ * and the last vector overlaps the one before. */
+INLINE void FN(fill_lines)(const halo_words *a, const int step, real *y, const real *plane, const int64_t *run, int64_t begin,
+                           int64_t end)
+{
+    const int64_t *map_h = (const int64_t *)a->map_h;
+    int64_t lines = a->w_lines, last = lines - LANES, before = last > 0 ? (last - 1) / LANES * LANES : 0, h_lines = a->rows_h / a->h_phases;
+    FN(edge) left = FN(edge_of)(-run[0], run[1] - run[0], step), right = FN(edge_of)(last - run[0], run[1] - run[0], step);
+    FN(edge) middle = FN(edge_of)(before - run[0], run[1] - run[0], step);
+    plane += (run[2] - run[0] * step) * a->x_w;
+    for (int64_t line = begin; line < end; line++)
+        for (int64_t row = line; row < a->rows_h; row += h_lines) {
+            real *to = y + row * a->y_h;
+            const real *x = plane + map_h[row] * a->x_h;
+            if (map_h[row] < 0) {
+                FN(clear)(to, lines);
+            } else if (last <= 0) {
+                FN(store_part)(to, FN(load_edge)(step, x, &left), lines);
+            } else {
+                FN(store)(to, FN(load_edge)(step, x, &left));
+                for (int64_t i = LANES; i < before; i += LANES)
+                    FN(store)(to + i, FN(load_each)(step, x + i * step));
+                if (before > 0) /* may reach behind the run, as may the last one */
+                    FN(store)(to + before, FN(load_edge)(step, x + before * step, &middle));
+                FN(store)(to + last, FN(load_edge)(step, x + last * step, &right));
+            }
+        }
+}
+
+static void FN(fill_plane)(const halo_words *a, real *y, const real *plane, int64_t begin, int64_t end)
+{
+    const int64_t *run = (const int64_t *)a->runs;
+    for (int64_t p = 0; p < a->w_phases; p++, y += a->y_phase, run += 4)
+        if (run[3] == 1)
+            FN(fill_lines)(a, 1, y, plane, run, begin, end);
+        else if (run[3] == 2)
+            FN(fill_lines)(a, 2, y, plane, run, begin, end);
+        else
+            FN(fill_lines)(a, 3, y, plane, run, begin, end);
+}
+
+/* A task is a band of lines, of all H phases, of a block of channels; the result has planes of channels. Channels of a
+ * block lie side by side in the source if there are several. */
 static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
     const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h, *map_w = (const int64_t *)a->map_w;
     const int64_t *starts = (const int64_t *)a->starts, *runs = (const int64_t *)a->runs;
+    int64_t h_lines = a->rows_h / a->h_phases, bands = (h_lines + a->band - 1) / a->band;
     (void)thread;
-    for (int64_t task = begin; task < end;) {
-        int64_t h = task % a->rows_h, rest = task / a->rows_h;
-        int64_t d = rest % a->rows_d;
-        rest /= a->rows_d;
-        int64_t block = rest % a->blocks, image = rest / a->blocks;
+    for (int64_t task = begin; task < end; task++) {
+        int64_t inner = a->by_bands ? a->blocks : a->rows_d * bands, outer = a->by_bands ? a->rows_d * bands : a->blocks;
+        int64_t of_inner = task % inner, of_outer = task / inner % outer, image = task / inner / outer;
+        int64_t block = a->by_bands ? of_inner : of_outer, part = a->by_bands ? of_outer : of_inner;
+        int64_t d = part / bands, line = part % bands * a->band, line_end = line + a->band < h_lines ? line + a->band : h_lines;
         int64_t first = starts[block], last = starts[block + 1];
         const real *plane = (const real *)a->x + image * a->x_image + first / a->repeat * a->x_channel + (map_d[d] < 0 ? 0 : map_d[d]) * a->x_d;
-        real *y = (real *)a->y + image * a->y_image + first * a->y_block + d * a->y_d + h * a->y_h;
-        /* The rows of a plane that are among the tasks: divisions take as long as short rows. */
-        for (; task < end && h < a->rows_h; task++, h++, y += a->y_h) {
-            const real *x = map_d[d] >= 0 && map_h[h] >= 0 ? plane + map_h[h] * a->x_h : 0;
-            if (x && last - first > 1)
-                FN(fill_rows)(y, a->y_phase, a->y_block, x, a->x_w, last - first, a->w_phases, a->w_lines, map_w, runs);
-            else
-                for (int64_t c = first; c < last; c++)
-                    FN(fill_row)(y + (c - first) * a->y_block, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, map_w, runs);
+        real *y = (real *)a->y + image * a->y_image + first * a->y_block + d * a->y_d;
+        if (a->zeros && last - first == 1 && map_d[d] >= 0) {
+            FN(fill_plane)(a, y, plane, line, line_end);
+            continue;
         }
+        for (; line < line_end; line++)
+            for (int64_t h = line; h < a->rows_h; h += h_lines) {
+                const real *x = map_d[d] >= 0 && map_h[h] >= 0 ? plane + map_h[h] * a->x_h : 0;
+                if (x && last - first > 1)
+                    FN(fill_rows)(y + h * a->y_h, a->y_phase, a->y_block, x, a->x_w, last - first, a->w_phases, a->w_lines, map_w, runs);
+                else
+                    for (int64_t c = 0; c < last - first; c++)
+                        FN(fill_row)(y + h * a->y_h + c * a->y_block, a->y_phase, x, a->x_w, a->w_phases, a->w_lines, map_w, runs);
+            }
     }
 }
 
@@ -195,7 +275,8 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
 }
 #undef PIECE
 
-/* A task is a row of one block of channels; in the result the channels of a block lie side by side. */
+/* A task is a row of one block of channels, rows of the H phases in turn, as they are in the image; in the result the
+ * channels of a block lie side by side. */
 static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
@@ -205,6 +286,7 @@ static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t h = task % a->rows_h, rest = task / a->rows_h;
         int64_t d = rest % a->rows_d;
         rest /= a->rows_d;
+        h = h % a->h_phases * (a->rows_h / a->h_phases) + h / a->h_phases;
         int64_t block = rest % a->blocks, image = rest / a->blocks;
         int64_t first = ((const int64_t *)a->starts)[block], channels = ((const int64_t *)a->starts)[block + 1] - first;
         real *y = (real *)a->y + image * a->y_image + block * a->y_block + d * a->y_d + h * a->y_h;
@@ -235,3 +317,5 @@ static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, in
         }
     }
 }
+
+#undef MOST_STEPS

@@ -25,12 +25,23 @@
 typedef int64_t (*count_fn)(const void *what, int64_t step, int64_t *singly);
 typedef void (*work_fn)(const void *what, int64_t step, int64_t begin, int64_t end, int64_t thread, int64_t *kept);
 
-/* The cursor holds the lowest bits of the step above the number of its tasks that are taken. Whoever adds to it and then
- * reads step and tasks has got tasks of that step if the bits agree, for it cannot end before they are done; otherwise
- * the step was used up, and nothing was taken. */
-enum { TAKEN_BITS = 44 };
+/* Each thread has a share of the tasks of a step, neighbours, and takes others' when there is nothing left of its own: what
+ * it wrote in one step, or read in the call before, is then mostly what it reads now. Where threads took tasks as they
+ * came, half of that came from the other core: a transposed 4x4 layer of 128 x 32x32 took 146 us on two threads, 97 of
+ * them in its two steps timed apart.
+ *
+ * The cursor of a share holds the lowest bits of the step above the number of its tasks that are taken. Whoever adds to it
+ * and then reads tasks and step has got tasks of that step if the bits agree, for it cannot end before they are done;
+ * otherwise the step was used up, and nothing was taken. */
+enum { TAKEN_BITS = 44, SHARE_PIECES = 8 };
 #define TAKEN(cursor) ((int64_t)((cursor) & ((1ULL << TAKEN_BITS) - 1)))
 #define CURSOR(step) ((uint64_t)(step) << TAKEN_BITS)
+
+/* A cache line. */
+typedef struct {
+    uint64_t cursor;
+    char rest[64 - sizeof(uint64_t)];
+} share;
 
 typedef struct job {
     struct job *next;
@@ -39,8 +50,8 @@ typedef struct job {
     work_fn work;
     int64_t threads, joined, users; /* under the lock */
     int64_t step, tasks, done, singly;
-    uint64_t cursor;
     int64_t waiting; /* asleep until the step changes */
+    share shares[];  /* of each thread; tasks that are taken singly are all of the first share */
 } job;
 
 static struct {
@@ -85,11 +96,12 @@ static void next_step(job *j)
     do
         tasks = j->count(j->what, ++step, &singly);
     while (tasks == 0);
-    __atomic_store_n(&j->singly, singly, __ATOMIC_RELAXED);
     __atomic_store_n(&j->step, step, __ATOMIC_RELAXED);
+    __atomic_store_n(&j->singly, singly, __ATOMIC_RELEASE);
     __atomic_store_n(&j->tasks, tasks, __ATOMIC_RELEASE);
     __atomic_store_n(&j->done, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&j->cursor, CURSOR(step), __ATOMIC_SEQ_CST);
+    for (int64_t i = j->threads; i-- > 0;) /* the first share has a task, so that the step does not end before this does */
+        __atomic_store_n(&j->shares[i].cursor, CURSOR(step), __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&j->waiting, __ATOMIC_SEQ_CST)) {
         pthread_mutex_lock(&pool.lock);
         pthread_cond_broadcast(&pool.moved);
@@ -97,18 +109,49 @@ static void next_step(job *j)
     }
 }
 
-/* Wait until the cursor is at another step. */
-static void await_step(job *j, uint64_t cursor)
+/* Wait until a thread's cursor is at another step. */
+static void await_step(job *j, const uint64_t *at, uint64_t cursor)
 {
     for (int i = 0; i < WAIT_SPINS; i++, relax())
-        if (__atomic_load_n(&j->cursor, __ATOMIC_ACQUIRE) >> TAKEN_BITS != cursor >> TAKEN_BITS)
+        if (__atomic_load_n(at, __ATOMIC_ACQUIRE) >> TAKEN_BITS != cursor >> TAKEN_BITS)
             return;
     pthread_mutex_lock(&pool.lock);
     __atomic_add_fetch(&j->waiting, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&j->cursor, __ATOMIC_SEQ_CST) >> TAKEN_BITS == cursor >> TAKEN_BITS)
+    while (__atomic_load_n(at, __ATOMIC_SEQ_CST) >> TAKEN_BITS == cursor >> TAKEN_BITS)
         pthread_cond_wait(&pool.moved, &pool.lock);
     __atomic_sub_fetch(&j->waiting, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&pool.lock);
+}
+
+/* The first task of a share and the number of its tasks, as far as is known: the step may end meanwhile. */
+static int64_t share_of(const job *j, int64_t number, int64_t *size)
+{
+    int64_t tasks = __atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE), singly = __atomic_load_n(&j->singly, __ATOMIC_ACQUIRE);
+    int64_t shares = singly ? 1 : j->threads, first = (tasks * number + shares - 1) / shares;
+    *size = tasks > 0 && number < shares ? (tasks * (number + 1) + shares - 1) / shares - first : 0;
+    return first;
+}
+
+/* Do some tasks of a share; returns whether there were any. */
+static int take_some(job *j, int64_t number, int64_t thread, int64_t *kept)
+{
+    uint64_t *at = &j->shares[number].cursor, cursor = __atomic_load_n(at, __ATOMIC_ACQUIRE);
+    int64_t size, piece = 1;
+    share_of(j, number, &size);
+    if (TAKEN(cursor) >= size)
+        return 0;
+    if (!__atomic_load_n(&j->singly, __ATOMIC_RELAXED)) /* ever smaller ones, so that all threads end at about the same time */
+        piece = (size - TAKEN(cursor) + SHARE_PIECES - 1) / SHARE_PIECES;
+    cursor = __atomic_fetch_add(at, (uint64_t)piece, __ATOMIC_ACQ_REL);
+    int64_t first = share_of(j, number, &size); /* before the step, which is written first */
+    int64_t begin = TAKEN(cursor), step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
+    if (CURSOR(step) >> TAKEN_BITS != cursor >> TAKEN_BITS || begin >= size)
+        return 0;
+    int64_t end = begin + piece < size ? begin + piece : size, tasks = __atomic_load_n(&j->tasks, __ATOMIC_RELAXED);
+    j->work(j->what, step, first + begin, first + end, thread, kept);
+    if (__atomic_add_fetch(&j->done, end - begin, __ATOMIC_ACQ_REL) == tasks)
+        next_step(j);
+    return 1;
 }
 
 /* Take tasks until there are none left. */
@@ -116,24 +159,13 @@ static void take_tasks(job *j, int64_t thread)
 {
     int64_t kept = -1;
     for (;;) {
-        uint64_t cursor = __atomic_load_n(&j->cursor, __ATOMIC_ACQUIRE);
-        int64_t tasks = __atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE);
-        if (tasks > 0 && TAKEN(cursor) < tasks) {
-            int64_t share = tasks / (j->threads * 8);
-            int64_t piece = share > 1 && !__atomic_load_n(&j->singly, __ATOMIC_RELAXED) ? share : 1;
-            cursor = __atomic_fetch_add(&j->cursor, (uint64_t)piece, __ATOMIC_ACQ_REL);
-            tasks = __atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE); /* before the step, which is written first */
-            int64_t begin = TAKEN(cursor), step = __atomic_load_n(&j->step, __ATOMIC_ACQUIRE);
-            if (CURSOR(step) >> TAKEN_BITS == cursor >> TAKEN_BITS && begin < tasks) {
-                int64_t end = begin + piece < tasks ? begin + piece : tasks;
-                j->work(j->what, step, begin, end, thread, &kept);
-                if (__atomic_add_fetch(&j->done, end - begin, __ATOMIC_ACQ_REL) == tasks)
-                    next_step(j);
-            }
-        } else if (tasks < 0)
+        const uint64_t *at = &j->shares[thread].cursor;
+        uint64_t cursor = __atomic_load_n(at, __ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&j->tasks, __ATOMIC_ACQUIRE) < 0)
             return;
-        else
-            await_step(j, cursor);
+        for (int64_t i = 0; i < j->threads;)
+            i = take_some(j, (thread + i) % j->threads, thread, &kept) ? 0 : i + 1;
+        await_step(j, at, cursor);
     }
 }
 
@@ -243,13 +275,7 @@ static void join_job(void *at)
 static void pool_run(const void *what, count_fn count, work_fn work, int64_t threads)
 {
     team_fn run_team = __atomic_load_n(&team.run, __ATOMIC_ACQUIRE);
-    if (run_team && threads > 1 && threads <= team.size()) {
-        job of_team = {.what = what, .count = count, .work = work, .threads = threads, .step = -1};
-        next_step(&of_team);
-        run_team(join_job, &of_team, 0, 0);
-        return;
-    }
-    job *j = threads > 1 ? malloc(sizeof *j) : 0;
+    job *j = threads > 1 ? malloc(sizeof *j + threads * sizeof(share)) : 0;
     if (!j) {
         int64_t kept = -1, tasks, singly;
         for (int64_t step = 0; (tasks = count(what, step, &singly)) >= 0; step++)
@@ -257,8 +283,14 @@ static void pool_run(const void *what, count_fn count, work_fn work, int64_t thr
                 work(what, step, 0, tasks, 0, &kept);
         return;
     }
-    *j = (job){.what = what, .count = count, .work = work, .threads = threads, .joined = 1, .users = 1, .step = -1};
+    *j = (job){.what = what, .count = count, .work = work, .threads = threads, .users = 1, .step = -1};
     next_step(j);
+    if (run_team && threads <= team.size()) {
+        run_team(join_job, j, 0, 0);
+        free(j);
+        return;
+    }
+    j->joined = 1;
     post(j);
     take_tasks(j, 0);
     withdraw(j);

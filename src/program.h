@@ -31,14 +31,16 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(n_d) W(n_h) W(n_w)
 
 /* halo_planes, halo_pixels: copy an image into scratch through one index map an axis (-1: zero), so that strides,
- * padding and phases are gone. Rows of the result are numbered by (d, h), each holds w_phases pieces of w_lines. */
+ * padding and phases are gone. Rows of the result are numbered by (d, h phase, line), each holds w_phases pieces of w_lines. */
 #define HALO_WORDS(W)                                                                                                  \
     W(x) W(y) W(images)                                                                                                \
     W(x_image) W(x_channel) W(x_d) W(x_h) W(x_w)                                                                       \
     W(y_image) W(y_block) W(y_d) W(y_h) W(y_phase) W(y_w)                                                              \
     W(repeat)                  /* channel c of the result is channel c / repeat of the source */                       \
     W(blocks) W(starts)        /* channels that lie side by side in the source: starts[i]..starts[i + 1], 1 in planes */    \
-    W(rows_d) W(rows_h) W(w_phases) W(w_lines)                                                                         \
+    W(rows_d) W(rows_h) W(h_phases) W(w_phases) W(w_lines)                                                             \
+    W(band) W(by_bands)        /* halo_planes: lines of a task, and whether neighbouring ones are blocks of a band, not bands of a block */ \
+    W(zeros)                   /* halo_planes: whether rows are filled by whole vectors, with zeros outside the runs */ \
     W(map_d) W(map_h) W(map_w) /* source index of each row, of each (phase, line) */                                   \
     W(runs)                    /* a phase: lines begin..end read the source from `first` on in steps of `step` */
 
@@ -65,7 +67,9 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(w_row)                   /* stride of output channels in weights that tasks pack themselves, else 0 */           \
     W(sums) W(sum_count)                                                                                               \
     W(pixel_block) W(k_block) W(activation)                                                                            \
-    W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */
+    W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */            \
+    W(by_groups)               /* whether neighbouring tasks are pixels of a group, and not groups that share pixels */ \
+    W(in_turn)                 /* whether sums take turns, block by block, of which all of them have equally many */
 
 /* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
 #define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \
@@ -189,7 +193,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(first_words) W(second_words) /* where their words lie, counted from these */                                     \
     W(first_y) W(second_x)     /* and those that tell where the rows lie */                                            \
     W(panel) W(work_stride)                                                                                            \
-    W(bands) W(band_bytes)     /* of an image; from a band to the next, as the first engine counts */                  \
+    W(bands) W(band_bytes) W(x_bytes) /* of an image; from a band to the next, as the first engine counts, and the second */ \
     W(first_tasks) W(first_band) W(second_tasks) W(second_band) /* of an image, and of a band */
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two

@@ -196,10 +196,12 @@ INLINE void FN(store_part)(real *p, vec v, int64_t n)
 typedef __mmask16 FN(lane_mask);
 INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask16)bits; }
 INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_ps(mask, p); }
+INLINE void FN(store_masked)(real *p, FN(lane_mask) mask, vec v) { _mm512_mask_storeu_ps(p, mask, (__m512)v); }
 #elif ISA_LEVEL == 2
 typedef __mmask8 FN(lane_mask);
 INLINE FN(lane_mask) FN(mask_of)(int64_t bits) { return (__mmask8)bits; }
 INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask) { return (vec)_mm512_maskz_loadu_pd(mask, p); }
+INLINE void FN(store_masked)(real *p, FN(lane_mask) mask, vec v) { _mm512_mask_storeu_pd(p, mask, (__m512d)v); }
 #else
 typedef ivec FN(lane_mask);
 INLINE FN(lane_mask) FN(mask_of)(int64_t bits)
@@ -226,6 +228,14 @@ INLINE vec FN(load_masked)(const real *p, FN(lane_mask) mask)
 #endif
 }
 #endif
+
+/* Those of the lanes from..end that a vector has. */
+INLINE FN(lane_mask) FN(lanes_between)(int64_t from, int64_t end)
+{
+    from = from < 0 ? 0 : from;
+    end = end > LANES ? LANES : end;
+    return FN(mask_of)(from < end ? (1LL << end) - (1LL << from) : 0);
+}
 
 /* A mask that many loads use, to be kept where they want it: compilers bring it there anew for each of them. */
 INLINE FN(lane_mask) FN(held_mask)(FN(lane_mask) mask)

@@ -192,6 +192,7 @@ def _add_progress(b: Builder, tasks: int) -> Operand:
     y = b.scratch(elements, 0)
     words: Words = dict.fromkeys(WORDS["halo"], 0)
     words |= dict(y=y, images=Operand("images"), y_image=elements, repeat=1, blocks=1, rows_d=1, rows_h=1)
+    words |= dict(h_phases=1, band=1)
     nowhere = b.table([-1])
     words |= dict(w_phases=1, w_lines=elements, map_d=nowhere, map_h=nowhere, starts=b.table([0, 1]))
     b.stage("halo_planes", 1, words)

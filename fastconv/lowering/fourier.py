@@ -231,8 +231,8 @@ class Product:
             chunk = round_up(self.outputs, self.rows)
             if deep:
                 chunk = min(chunk, max(SUMS_BYTES // (block * b.itemsize) // self.rows, 1) * self.rows)
-            sums = round_up(chunk, self.rows) * (block + b.lanes) if deep else self.rows * self.most
-            scratch = K_BLOCK * self.most + b.lanes + sums
+            kept = round_up(chunk, self.rows) if deep else self.rows
+            scratch = K_BLOCK * self.most + b.lanes + kept * (block + b.lanes)
         chunks = -(-self.outputs // chunk)
         record = dict.fromkeys(WORDS["sum"], 0) | dict(
             taps=self.depth,
@@ -273,6 +273,7 @@ class Product:
             sum_count=1,
             pixel_block=block,
             k_block=K_BLOCK,
+            by_groups=1,
         )
         b.stage("dense_lanes" if self.in_lanes else "dense_rows", tasks, words, weights_only=weights_only)
 

@@ -96,6 +96,7 @@ WINOGRAD_STEPS = 2.0
 OVERLAP = 0.17  # of the products and of streaming their weights, what the shorter adds to the longer
 STREAM_BYTES = 53e9
 TRANSFORM_BYTES = 17.5e9
+OUTPUT_SHARE = {1: 0.6, 2: 0.69}  # of products and outputs together, what their transform takes as long as
 SOURCE_CHANNELS = 2.5  # what it takes to begin with a source, in channels
 WEIGHT_BYTES = 55e9
 ARRAY_BYTES = 36e9
@@ -275,8 +276,9 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         sources = pieces // filtering.shared(points)
         lanes = LANES if c > LANES // 2 else LANES // 2
         source = SOURCE_CHANNELS + (c + round_up(c, lanes)) / 2
-        channels = problem.groups * (sources * source + (o + round_up(o, LANES)) / 2)
-        transformed = sum(filtering.tiles(points)) * points**filtering.rank * channels * size
+        into, out = points**filtering.rank * sources * source, (o + round_up(o, LANES)) / 2
+        out *= OUTPUT_SHARE[filtering.rank] * (points**filtering.rank + math.prod(filtering.outputs(points)))
+        transformed = sum(filtering.tiles(points)) * problem.groups * (into + out) * size
         seconds += transformed / TRANSFORM_BYTES
         if problem.prepared:
             seconds += max(weights - CACHE, 0) / FAR_BYTES

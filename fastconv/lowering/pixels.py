@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .columns import HALVED_BYTES, STRIDED, TILE_ROWS, row_step, runs_of, tile_rows
-from .dense import add_halo
+from .dense import add_halo, fills_vectors
 from .geometry import (
     Axes,
     Axis,
@@ -394,6 +394,7 @@ def _add_transpose(b: Builder, x: Operand, rows: int, columns: int, y: Operand) 
         starts=b.table([0, rows]),
         rows_d=1,
         rows_h=pieces,
+        h_phases=1,
         w_phases=1,
         w_lines=piece,
         map_d=b.table([0]),
@@ -456,6 +457,7 @@ def _moved_apart(b: Builder) -> tuple[Operand, int, list[int]]:
     b.chunked(pixels * pixel * b.itemsize)
     x = b.scratch(pixels * pixel, 0, "pixels further apart")
     line = convolution_axis(channels, 1, channels, 1, (0, 0), 1, "zeros")
+    band = -(-pixels // ENOUGH_TASKS)
     words: Words = dict.fromkeys(WORDS["halo"], 0)
     words |= dict(
         x=b.operand("input"),
@@ -471,6 +473,9 @@ def _moved_apart(b: Builder) -> tuple[Operand, int, list[int]]:
         starts=b.table([0, 1]),
         rows_d=1,
         rows_h=pixels,
+        h_phases=1,
+        band=band,
+        zeros=int(fills_vectors(line, 1, b.lanes)),
         w_phases=1,
         w_lines=channels,
         map_d=b.table([0]),
@@ -478,7 +483,7 @@ def _moved_apart(b: Builder) -> tuple[Operand, int, list[int]]:
         map_w=b.table(line.map),
         runs=b.table(line.runs()),
     )
-    b.stage("halo_planes", pixels, words)
+    b.stage("halo_planes", -(-pixels // band), words)
     return x, pixels * pixel, [h * w * pixel, w * pixel, pixel]
 
 

@@ -30,12 +30,13 @@ ACTIVATION_CODES = {None: 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hards
 _SUM = "task_begin taps x_offsets x_most w_offsets w_places w w_group w_block x x_d x_h x_w y y_d y_h y_w n_d n_h n_w"
 _HALO = (
     "x y images x_image x_channel x_d x_h x_w y_image y_block y_d y_h y_phase y_w repeat blocks starts "
-    "rows_d rows_h w_phases w_lines map_d map_h map_w runs"
+    "rows_d rows_h h_phases w_phases w_lines band by_bands zeros map_d map_h map_w runs"
 )
 _PACK = "x y offsets places count groups rows width blocks pieces by_blocks x_group x_row y_group y_block"
 _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
-    "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct"
+    "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct by_groups "
+    "in_turn"
 )
 _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
@@ -69,7 +70,7 @@ _SETTLE = (
     "y b images y_image y_channel y_pixel channels pixels tasks activation engine engine_words engine_tasks"
 )
 _JOIN = (
-    "first second first_words second_words first_y second_x panel work_stride bands band_bytes first_tasks "
+    "first second first_words second_words first_y second_x panel work_stride bands band_bytes x_bytes first_tasks "
     "first_band second_tasks second_band"
 )
 _DEFORM = (

@@ -11,7 +11,7 @@ from typing import Any
 from ..registry import Refusal
 from ..separable_problem import SeparableProblem
 from .columns import TILE_ROWS
-from .dense import DensePlan, reads_lines
+from .dense import FAR, DensePlan, reads_lines
 from .depthwise import GFLOPS, lower_planes
 from .geometry import Axes, AxisSum, Image, axes_of, sums_of
 from .pixels import lower_pixels
@@ -29,8 +29,6 @@ TURNED_VECTORS = 2
 # each copies a halo.
 MIN_PIXELS = 24
 MIN_ROWS = 7
-# Behind a panel there is room for whole tiles: nothing ends there that reading must not pass.
-FAR = 1 << 62
 
 
 def lower_separable(problem: SeparableProblem, engines: Engines) -> Any:
@@ -65,6 +63,7 @@ def lower_separable(problem: SeparableProblem, engines: Engines) -> Any:
         plan.bands,
         dict(
             band_bytes=band_elements * b.itemsize,
+            x_bytes=0,
             first_band=first_band,
             second_band=plan.band_tasks,
         ),

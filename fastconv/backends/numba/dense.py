@@ -29,7 +29,6 @@ from .tile import (
     MAX_K_BLOCK,
     MAX_PIXEL_BLOCK,
     MAX_TILE_ROWS,
-    MAX_TILE_WIDTH,
     lane_rows,
     lane_tiles,
     lane_vectors,
@@ -56,15 +55,19 @@ def dense_decode(a, task):
     images = min(a.images - image, a.images_per_task)
     rest, s = task % a.tasks, a.sum_count - 1
     sums = records(a, a.sums, "sum")
-    while sums[s].task_begin > rest:
-        s -= 1
+    if a.in_turn:  # neighbouring pixels of all sums read the same
+        chunk, rest = rest % a.chunks, rest // a.chunks
+        s, rest = rest % a.sum_count, rest // a.sum_count
+    else:
+        while sums[s].task_begin > rest:
+            s -= 1
+        rest -= sums[s].task_begin
+        chunk, rest = rest % a.chunks, rest // a.chunks
     part = sums[s]
-    rest -= part.task_begin
-    chunk, rest = rest % a.chunks, rest // a.chunks
     each = line_pixels(part) if a.direct else part.n_d * part.n_h * part.n_w
     blocks = (each * a.images_per_task + a.pixel_block - 1) // a.pixel_block
     group, block = rest // blocks, rest % blocks
-    if a.y_channel == 1:  # groups share the cache lines of a pixel: in turn while those are in L2
+    if not a.by_groups:
         group, block = rest % a.groups, rest // a.groups
     pixel = block * a.pixel_block
     return s, image, group, pixel, chunk, min(each * images - pixel, a.pixel_block)
@@ -144,13 +147,24 @@ def stitch(panel, width, x, x_end, offsets, count, runs, run_count):
                 copy(to + run.at, x_k + run.x, run.count)
 
 
+@helper
+def leave_rows(a, part, group, channel, rows, c, c_row, pixels, runs, run_count, y):
+    """The sums of some channels of a group leave, by runs of pixels."""
+    if a.b or a.activation:
+        for r in range(rows):
+            bias = reals(a, a.b)[group * a.channels + channel + r] if a.b else 0.0
+            finish_row(c + r * c_row, pixels, bias, a.activation)
+    store_rows(c, c_row, rows, runs, run_count, y + channel * a.y_channel, a.y_channel, part.y_w)
+
+
 def dense_rows(a, begin, end, thread):
     """A row of the tile is an output channel, its vectors are pixels."""
-    bias, tiles = reals(a, a.b), pixel_tiles(a)
+    tiles = pixel_tiles(a)
     panel = reals(a, a.work + thread * a.work_stride)
     steps, row = stack_integers(MAX_K_BLOCK), stack_integers(MAX_TILE_ROWS)
-    runs, source = stack_runs(a, MAX_TILE_WIDTH), stack_runs(a, 1)
-    # Behind the panel: partial sums, of the whole task if there are several K blocks, else of a tile.
+    runs, source = stack_runs(a, MAX_PIXEL_BLOCK), stack_runs(a, 1)
+    # Behind the panel: sums, of the whole task if there are several K blocks, else of a tile. Those of one row of tiles are
+    # held as well if they leave as rows, whose way is then found once.
     partial = panel + (a.k_block * tile_vectors(a) * lanes(a) + lanes(a))
     for task in range(begin, end):
         s, image, group, first_pixel, chunk, task_pixels = dense_decode(a, task)
@@ -164,6 +178,9 @@ def dense_rows(a, begin, end, thread):
         first = chunk * a.chunk
         last = min(first + a.chunk, a.channels)
         k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
+        held = k_blocks == 1 and last - first <= tile_rows(a) and a.y_channel != 1
+        whole = held or k_blocks > 1
+        c_row = a.pixel_block + lanes(a)
         # Panels of equal width rather than full ones and a narrow last.
         vectors = (task_pixels + lanes(a) - 1) // lanes(a)
         panels = (vectors + tile_vectors(a) - 1) // tile_vectors(a)
@@ -196,18 +213,21 @@ def dense_rows(a, begin, end, thread):
                     rows = min(last - o, tile_rows(a))
                     for r in range(rows):
                         row[r] = address(w + (o * w_o + r * w_r))
-                    c, c_row = partial, width
-                    if k_blocks > 1:
-                        c_row = a.pixel_block + lanes(a)
+                    c = partial
+                    if whole:
                         c = partial + ((o - first) * c_row + start * lanes(a))
+                    else:
+                        c_row = width
                     tile(tiles, rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
-                    if kb < k_blocks - 1:
-                        continue
-                    if a.b or a.activation:
-                        for r in range(rows):
-                            b = bias[group * a.channels + o + r] if a.b else 0.0
-                            finish_row(c + r * c_row, pixels, b, a.activation)
-                    store_rows(c, c_row, rows, runs, found, y + o * a.y_channel, a.y_channel, part.y_w)
+                    if not held and kb == k_blocks - 1:
+                        leave_rows(a, part, group, o, rows, c, c_row, pixels, runs, found, y)
+        if held:
+            found = (
+                line_runs(part, first_pixel, task_pixels, runs)
+                if a.direct
+                else pixel_runs(a, part, first_pixel, task_pixels, runs)
+            )
+            leave_rows(a, part, group, first, last - first, partial, c_row, task_pixels, runs, found, y)
 
 
 @helper

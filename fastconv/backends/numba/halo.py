@@ -80,39 +80,48 @@ def fill_rows(y, y_phase, y_block, x, x_w, channels, phases, lines, maps, all_ru
 
 
 def halo_planes(a, begin, end, thread):
-    """A task is a row of a block of channels; the result has planes of channels.
+    """A task is a band of lines, of all H phases, of a block of channels; the result has planes of channels.
 
     Channels of a block lie side by side in the source if there are several.
     """
     map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
     map_w, runs = integers(a.map_w), integers(a.runs)
-    task = begin
-    while task < end:
-        h, rest = task % a.rows_h, task // a.rows_h
-        d, rest = rest % a.rows_d, rest // a.rows_d
-        block, image = rest % a.blocks, rest // a.blocks
+    h_lines = a.rows_h // a.h_phases
+    bands = (h_lines + a.band - 1) // a.band
+    for task in range(begin, end):
+        parts = a.rows_d * bands
+        part, block, image = task % parts, task // parts % a.blocks, task // parts // a.blocks
+        if a.by_bands:
+            block, part = task % a.blocks, task // a.blocks % parts
+        d, line_begin = part // bands, part % bands * a.band
         first, last = starts[block], starts[block + 1]
         plane = reals(a, a.x) + (
             image * a.x_image + first // a.repeat * a.x_channel + max(map_d[d], 0) * a.x_d
         )
-        y = reals(a, a.y) + (image * a.y_image + first * a.y_block + d * a.y_d + h * a.y_h)
-        # The rows of a plane that are among the tasks: divisions take as long as short rows.
-        count = min(end - task, a.rows_h - h)
-        for i in range(count):
-            inside = map_d[d] >= 0 and map_h[h + i] >= 0
-            x, to = plane, y + i * a.y_h
-            if inside:
-                x = plane + map_h[h + i] * a.x_h
-            if inside and last - first > 1:
-                fill_rows(
-                    to, a.y_phase, a.y_block, x, a.x_w, last - first, a.w_phases, a.w_lines, map_w, runs
-                )
-            else:
-                for c in range(last - first):
-                    fill_row(
-                        to + c * a.y_block, a.y_phase, x, inside, a.x_w, a.w_phases, a.w_lines, map_w, runs
+        y = reals(a, a.y) + (image * a.y_image + first * a.y_block + d * a.y_d)
+        for line in range(line_begin, min(line_begin + a.band, h_lines)):
+            for h in range(line, a.rows_h, h_lines):
+                inside = map_d[d] >= 0 and map_h[h] >= 0
+                x, to = plane, y + h * a.y_h
+                if inside:
+                    x = plane + map_h[h] * a.x_h
+                if inside and last - first > 1:
+                    fill_rows(
+                        to, a.y_phase, a.y_block, x, a.x_w, last - first, a.w_phases, a.w_lines, map_w, runs
                     )
-        task += count
+                else:
+                    for c in range(last - first):
+                        fill_row(
+                            to + c * a.y_block,
+                            a.y_phase,
+                            x,
+                            inside,
+                            a.x_w,
+                            a.w_phases,
+                            a.w_lines,
+                            map_w,
+                            runs,
+                        )
 
 
 @helper
@@ -143,12 +152,16 @@ def fill_pixels(y, y_w, x, x_channel, step, count, channels, repeat, first_chann
 
 
 def halo_pixels(a, begin, end, thread):
-    """A task is a row of one block of channels; in the result the channels of a block lie side by side."""
+    """A task is a row of one block of channels, rows of the H phases in turn, as they are in the image.
+
+    In the result the channels of a block lie side by side.
+    """
     map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
     for task in range(begin, end):
         h, rest = task % a.rows_h, task // a.rows_h
         d, rest = rest % a.rows_d, rest // a.rows_d
         block, image = rest % a.blocks, rest // a.blocks
+        h = h % a.h_phases * (a.rows_h // a.h_phases) + h // a.h_phases
         first = starts[block]
         channels = starts[block + 1] - first
         y = reals(a, a.y) + (image * a.y_image + block * a.y_block + d * a.y_d + h * a.y_h)
