@@ -129,7 +129,8 @@ static void FN(fill_rows)(real *y, int64_t y_phase, int64_t y_block, const real 
 }
 
 /* A task is a row of a block of channels; the result has planes of channels. Channels of a block lie side by side in the
- * source if there are several. */
+ * source if there are several. The last channels come first: of an image too large for the cache, those that are read next
+ * are in it. */
 static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
@@ -140,7 +141,7 @@ static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, in
         int64_t h = task % a->rows_h, rest = task / a->rows_h;
         int64_t d = rest % a->rows_d;
         rest /= a->rows_d;
-        int64_t block = rest % a->blocks, image = rest / a->blocks;
+        int64_t block = a->blocks - 1 - rest % a->blocks, image = a->images - 1 - rest / a->blocks;
         int64_t first = starts[block], last = starts[block + 1];
         const real *plane = (const real *)a->x + image * a->x_image + first / a->repeat * a->x_channel + (map_d[d] < 0 ? 0 : map_d[d]) * a->x_d;
         real *y = (real *)a->y + image * a->y_image + first * a->y_block + d * a->y_d + h * a->y_h;
@@ -195,13 +196,15 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
 }
 #undef PIECE
 
-/* A task is a row of one block of channels; in the result the channels of a block lie side by side. */
+/* A task is a row of one block of channels; in the result the channels of a block lie side by side. The last rows come
+ * first: of an image too large for the cache, those that are read next are in it. */
 static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
     const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
     (void)thread;
-    for (int64_t task = begin; task < end; task++) {
+    int64_t tasks = a->images * a->blocks * a->rows_d * a->rows_h;
+    for (int64_t task = tasks - begin - 1; task >= tasks - end; task--) {
         int64_t h = task % a->rows_h, rest = task / a->rows_h;
         int64_t d = rest % a->rows_d;
         rest /= a->rows_d;

@@ -10,7 +10,7 @@ from ..problem import Problem
 from .geometry import Axes, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["DensePlan", "add_bias_only", "add_halo", "lower_dense", "unaliased"]
+__all__ = ["DensePlan", "add_bias_only", "add_halo", "lower_dense", "split_axes", "tile_times", "unaliased"]
 
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
@@ -218,6 +218,10 @@ def unaliased(elements: int, itemsize: int) -> int:
 class DensePlan:
     """The choices for one dense problem, made in the order image, weights, product."""
 
+    engines = "dense_rows", "dense_lanes"
+    # Whether weights are packed, however often a call uses them.
+    packs = False
+
     def __init__(self, b: Builder, axes: Axes, in_lanes: bool) -> None:
         p = b.problem
         self.b, self.p, self.axes, self.in_lanes = b, p, axes, in_lanes
@@ -279,7 +283,9 @@ class DensePlan:
         width = min(self.width, round_up(self.o, b.lanes)) if self.in_lanes else self.rows
         self.w_width = width if packed else 1
         self.w_row = (
-            o_stride if self.in_lanes and not (transposed or p.prepared) and self.uses() <= FEW_USES else 0
+            o_stride
+            if self.in_lanes and not (transposed or p.prepared or self.packs) and self.uses() <= FEW_USES
+            else 0
         )
         blocks = -(-self.o // self.w_width)
         sources, self.records = [], []
@@ -307,7 +313,7 @@ class DensePlan:
             strides = {"w_group": group_stride, "w_block": o_stride}
         for record, table in zip(self.records, tables, strict=True):
             record |= table | strides
-        self.w = b.operand("weight")
+        self.w, self.seven = b.operand("weight"), 0
         if packed and not self.w_row:
             self.w = b.pack(
                 offsets,
@@ -364,16 +370,11 @@ class DensePlan:
         ]
         pixel_block = self.pixel_block(max(each) * self.images_per_task)
         blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
-        deep = max(r["taps"] for r in self.records) > self.k_block
-        if self.in_lanes:
-            chunk, chunks = self.w_width, -(-self.o // self.w_width)
-            scratch = pixel_block * self.width + self.width * (pixel_block + b.lanes)
-            scratch += self.k_block * self.w_width if self.w_row else 0
-        else:
-            chunk = self.channel_chunk(pixel_block, sum(blocks) * p.groups, deep)
-            chunks = -(-self.o // chunk)
-            sums = round_up(chunk, self.rows) * (pixel_block + b.lanes) if deep else self.rows * self.width
-            scratch = self.k_block * self.width + b.lanes + sums
+        chunk, chunks, scratch = self.shares(pixel_block, sum(blocks) * p.groups)
+        # The phases of a transposed output lie between each other. With one tap each, whose weights stay in L1, it took
+        # 1.1 times as long in turn.
+        several = min(r["taps"] for r in self.records) > self.k_block
+        in_turn = several and p.variant == "conv_transpose" and len(set(blocks)) == 1
         tasks = 0
         for s, record, count in zip(self.sums, self.records, blocks, strict=True):
             d, h, w = s
@@ -421,8 +422,22 @@ class DensePlan:
             k_block=self.k_block,
             activation=b.engines.activation(p),
             direct=int(self.direct),
+            in_turn=int(in_turn),
+            seven=self.seven,
         )
-        b.stage("dense_lanes" if self.in_lanes else "dense_rows", tasks, words, self.images_per_task)
+        b.stage(self.engines[self.in_lanes], tasks, words, self.images_per_task)
+
+    def shares(self, pixel_block: int, tasks: int) -> tuple[int, int, int]:
+        """Return the output channels of a task, how many tasks share those of a block of pixels, and its scratch."""
+        lanes = self.b.lanes
+        if self.in_lanes:
+            scratch = pixel_block * self.width + self.width * (pixel_block + lanes)
+            scratch += self.k_block * self.w_width if self.w_row else 0
+            return self.w_width, -(-self.o // self.w_width), scratch
+        deep = max(r["taps"] for r in self.records) > self.k_block
+        chunk = self.channel_chunk(pixel_block, tasks, deep)
+        sums = round_up(chunk, self.rows) * (pixel_block + lanes) if deep else self.rows * self.width
+        return chunk, -(-self.o // chunk), self.k_block * self.width + lanes + sums
 
     def pixel_block(self, pixels: int) -> int:
         """Pixels of a task, so that few tiles are narrow and few tasks are small."""

@@ -15,6 +15,7 @@ from .moves import copy, copy_over
 from .pack import pack_block
 from .simd import (
     address,
+    bytes_each,
     elements_before,
     helper,
     integers,
@@ -42,6 +43,7 @@ from .tile import (
 # Weights that no L2 holds.
 BEYOND_CACHE = 1 << 20
 LEAST_LINE = 8  # elements of a cache line
+CACHE_LINE = 64  # bytes
 
 
 @helper
@@ -56,10 +58,14 @@ def dense_decode(a, task):
     images = min(a.images - image, a.images_per_task)
     rest, s = task % a.tasks, a.sum_count - 1
     sums = records(a, a.sums, "sum")
-    while sums[s].task_begin > rest:
-        s -= 1
+    if a.in_turn:
+        s = rest // a.chunks % a.sum_count
+        rest = rest // a.chunks // a.sum_count * a.chunks + rest % a.chunks
+    else:
+        while sums[s].task_begin > rest:
+            s -= 1
+        rest -= sums[s].task_begin
     part = sums[s]
-    rest -= part.task_begin
     chunk, rest = rest % a.chunks, rest // a.chunks
     each = line_pixels(part) if a.direct else part.n_d * part.n_h * part.n_w
     blocks = (each * a.images_per_task + a.pixel_block - 1) // a.pixel_block
@@ -216,6 +222,21 @@ def prefetch_rows(x, x_row, begin, end, count):
     for r in range(begin, end):
         for i in range(0, count, LEAST_LINE):
             prefetch(x + (r * x_row + i))
+
+
+@helper
+def short_panels(a):
+    """Whether weights come in panels for narrow vectors: long ones the processor fetches in time by itself."""
+    return lanes(a) * bytes_each(a) < CACHE_LINE
+
+
+@helper
+def prefetch_part(following, elements, begin, end, parts):
+    """Fetch a part of what is multiplied next into L2."""
+    line = CACHE_LINE // bytes_each(following)
+    lines = elements // line
+    for at in range(lines * begin // parts, lines * end // parts):
+        prefetch(following + at * line)
 
 
 def dense_lanes(a, begin, end, thread):

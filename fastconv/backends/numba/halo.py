@@ -82,7 +82,8 @@ def fill_rows(y, y_phase, y_block, x, x_w, channels, phases, lines, maps, all_ru
 def halo_planes(a, begin, end, thread):
     """A task is a row of a block of channels; the result has planes of channels.
 
-    Channels of a block lie side by side in the source if there are several.
+    Channels of a block lie side by side in the source if there are several. The last channels come first: of an image
+    too large for the cache, those that are read next are in it.
     """
     map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
     map_w, runs = integers(a.map_w), integers(a.runs)
@@ -90,7 +91,7 @@ def halo_planes(a, begin, end, thread):
     while task < end:
         h, rest = task % a.rows_h, task // a.rows_h
         d, rest = rest % a.rows_d, rest // a.rows_d
-        block, image = rest % a.blocks, rest // a.blocks
+        block, image = a.blocks - 1 - rest % a.blocks, a.images - 1 - rest // a.blocks
         first, last = starts[block], starts[block + 1]
         plane = reals(a, a.x) + (
             image * a.x_image + first // a.repeat * a.x_channel + max(map_d[d], 0) * a.x_d
@@ -143,9 +144,13 @@ def fill_pixels(y, y_w, x, x_channel, step, count, channels, repeat, first_chann
 
 
 def halo_pixels(a, begin, end, thread):
-    """A task is a row of one block of channels; in the result the channels of a block lie side by side."""
+    """A task is a row of one block of channels; in the result the channels of a block lie side by side.
+
+    The last rows come first: of an image too large for the cache, those that are read next are in it.
+    """
     map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
-    for task in range(begin, end):
+    tasks = a.images * a.blocks * a.rows_d * a.rows_h
+    for task in range(tasks - 1 - begin, tasks - 1 - end, -1):
         h, rest = task % a.rows_h, task // a.rows_h
         d, rest = rest % a.rows_d, rest // a.rows_d
         block, image = rest % a.blocks, rest // a.blocks
