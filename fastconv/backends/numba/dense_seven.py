@@ -12,6 +12,7 @@ from .strassen import strassen_join, strassen_rows
 from .tile import MAX_K_BLOCK, MAX_PIXEL_BLOCK, lane_rows, lane_tiles, tile
 
 PRODUCTS = 7
+MAX_LEFT = PRODUCTS * MAX_PIXEL_BLOCK // 2  # rows of the left factors
 
 
 @helper
@@ -53,7 +54,7 @@ def dense_seven(a, begin, end, thread):
     mixed = turned + width * (a.pixel_block + lanes(a))
     columns = mixed + a.pixel_block // 2 * mixed_row
     ones, steps = stack_integers(MAX_K_BLOCK), stack_integers(MAX_K_BLOCK)
-    pixel, left = stack_integers(MAX_PIXEL_BLOCK), stack_integers(PRODUCTS * MAX_PIXEL_BLOCK)
+    pixel, left = stack_integers(MAX_PIXEL_BLOCK), stack_integers(MAX_LEFT)
     right, to = stack_integers(PRODUCTS), stack_integers(PRODUCTS)
     runs = stack_runs(a, MAX_PIXEL_BLOCK)
     for i in range(a.k_block):
