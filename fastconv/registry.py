@@ -50,7 +50,6 @@ class Refusal:
     STRIDED = "the stride is not 1"
     NOT_ZEROS = "the padding is not zeros"
     FEW_TAPS = "a row of the kernel has few taps"
-    MANY_TAPS = "more than one tap of the kernel meets a pixel"
     MULTIPLIED = "a channel makes several outputs"
     NO_SMALL_KERNEL = "no axis of the kernel has a size that it knows"
     UNEVEN_TAPS = "the taps that meet the image are unevenly spaced, or not the same for every output"

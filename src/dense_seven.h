@@ -1,5 +1,5 @@
-/* The dense product of one tap by seven products of quarters in place of eight: see strassen.h. Pixels have two halves, as have
- * output channels, which are in the vectors, and each block of k. Weights and their sums are there; those of pixels are made
+/* The dense product by seven products of quarters in place of eight: see strassen.h. Pixels have two halves, as have
+ * output channels, which are in the vectors, and each block of a tap's channels. Weights and their sums are there; those of pixels are made
  * by each task. (With pixels in the vectors, planes needed not be turned, but sums were made of
  * stitched panels, and halves of small planes fill no whole tiles: 1.0 to 1.4 times the time of eight products from 28x28 to
  * 7x7 pixels, where this takes .91 to .97.)
@@ -7,11 +7,11 @@
 
 #define SEVEN 7
 
-/* The first k of a piece, which has whole vectors on either side of its middle. */
-INLINE int64_t FN(seven_begin)(const dense_words *a, const sum_words *sum, int64_t part)
+/* The first k of a piece of a tap's channels, which has whole vectors on either side of its middle. */
+INLINE int64_t FN(seven_begin)(const dense_words *a, int64_t part)
 {
-    int64_t parts = (sum->taps + a->k_block - 1) / a->k_block;
-    return sum->taps / (2 * LANES) * part / parts * 2 * LANES;
+    int64_t parts = (a->depth + a->k_block - 1) / a->k_block;
+    return part / parts * a->depth + a->depth / (2 * LANES) * (part % parts) / parts * 2 * LANES;
 }
 
 /* Where the channels k ... k + count of each pixel lie side by side: in the image, or turned there from its planes. An odd
@@ -53,12 +53,12 @@ static void FN(dense_seven)(const int64_t *words, int64_t begin, int64_t end, in
         FN(dense_task) t = FN(dense_decode)(a, task);
         const sum_words *sum = t.sum;
         const real *x = (const real *)a->x + t.image * a->x_image + sum->x;
-        int64_t place = ((const int64_t *)sum->w_offsets)[0], parts = (sum->taps + a->k_block - 1) / a->k_block;
-        const real *w = (const real *)a->w + place, *seven = (const real *)a->seven + 2 * place;
+        int64_t parts = sum->taps / a->depth * ((a->depth + a->k_block - 1) / a->k_block);
         int64_t first = t.chunk * a->chunk, last = pairs - first < a->chunk ? pairs : first + a->chunk;
         int64_t half = (t.pixels + 1) / 2, found = FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs), finite = 1;
         for (int64_t part = 0; part < parts; part++) {
-            int64_t k = FN(seven_begin)(a, sum, part), depth = (FN(seven_begin)(a, sum, part + 1) - k) / 2, size = depth * width;
+            int64_t k = FN(seven_begin)(a, part), depth = (FN(seven_begin)(a, part + 1) - k) / 2, size = depth * width;
+            int64_t place = ((const int64_t *)sum->w_offsets)[k];
             FN(seven_pixels)(sum, x, k, 2 * depth, runs, found, t.pixels, columns, row, pixel);
             for (int64_t p = 0; p < half; p++) {
                 real *s = mixed + p * mixed_row;
@@ -73,8 +73,8 @@ static void FN(dense_seven)(const int64_t *words, int64_t begin, int64_t end, in
                 left[6][p] = s + 2 * depth;
             }
             for (int64_t pair = first; pair < last; pair++) {
-                const real *b11 = w + pair * sum->w_block + k * width, *b22 = b11 + pairs * sum->w_block + size;
-                const real *other = seven + 2 * (pair * sum->w_block + k * width);
+                const real *b11 = (const real *)a->w + pair * sum->w_block + place, *b22 = b11 + pairs * sum->w_block + size;
+                const real *other = (const real *)a->seven + 2 * (pair * sum->w_block + place);
                 real *c = sums + (pair - first) * SEVEN * area, *across = c + 2 * area;
                 const struct {
                     const real *right;
@@ -100,13 +100,14 @@ static void FN(dense_seven)(const int64_t *words, int64_t begin, int64_t end, in
                                         half * width);
         }
         /* The blocks of each pair in turn, with their sums. */
-        for (int64_t k = 0, count; k < sum->taps && !finite; k += count) {
-            count = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
+        for (int64_t part = 0; part < parts && !finite; part++) {
+            int64_t k = FN(seven_begin)(a, part), count = FN(seven_begin)(a, part + 1) - k;
+            const real *w = (const real *)a->w + ((const int64_t *)sum->w_offsets)[k];
             FN(seven_pixels)(sum, x, k, count, runs, found, t.pixels, columns, row, pixel);
             for (int64_t i = 0; i < 2 * (last - first); i++)
                 for (int64_t p = 0; p < t.pixels; p += LANE_ROWS)
                     FN(tiles)[t.pixels - p < LANE_ROWS ? t.pixels - p : LANE_ROWS][nv](
-                        count, pixel + p, ones, w + (first + i / 2 + i % 2 * pairs) * sum->w_block + k * width, steps,
+                        count, pixel + p, ones, w + (first + i / 2 + i % 2 * pairs) * sum->w_block, steps,
                         sums + (i / 2 * SEVEN + i % 2 * 2) * area + p * width, width, k > 0);
         }
         for (int64_t i = 0; i < 2 * (last - first); i++) {

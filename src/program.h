@@ -67,7 +67,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(pixel_block) W(k_block) W(activation)                                                                            \
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */            \
     W(in_turn)                 /* sums take turns, task by task: they share pixels and cache lines of the output */    \
-    W(seven)                   /* sums of quarters of the weights; a chunk is of pairs of blocks then */
+    W(seven)                   /* sums of quarters of the weights; a chunk is of pairs of blocks then */                \
+    W(depth)                   /* channels of a tap, which lie side by side then */
 
 /* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
 #define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \

@@ -1,4 +1,4 @@
-"""Seven products of quarters give what eight give on 1x1 convolutions, also where quarters are uneven or not finite."""
+"""Seven products of quarters give what eight give on convolutions, also where quarters are uneven or not finite."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ SHAPES = {
     "a channel short, small images": dict(c=64, o=255, size=(7, 7), batch=5),
     "several tasks": dict(c=32, o=96, size=(19, 23)),
     "padded and strided": dict(c=96, o=64, size=(9, 14), padding=1, stride=2),
+    "many taps, dilated": dict(c=288, o=64, size=(13, 11), kernel=3, padding=4, dilation=4),
+    "taps of each phase": dict(op="conv_transpose2d", c=32, o=32, size=(7, 5), kernel=4, stride=2, padding=1),
     "transposed": dict(op="conv_transpose2d", c=64, o=32, size=(6, 11), kernel=2, stride=2),
 }
 

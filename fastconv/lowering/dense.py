@@ -10,7 +10,7 @@ from ..problem import Problem
 from .geometry import Axes, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["DensePlan", "add_bias_only", "add_halo", "lower_dense", "split_axes", "tile_times", "unaliased"]
+__all__ = ["DensePlan", "add_bias_only", "add_halo", "lower_dense", "split_axes", "unaliased"]
 
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
@@ -63,15 +63,19 @@ def split_axes(problem: Problem) -> Axes:
     return (d, h, w) if few_pixels else split
 
 
-def dense_flops(problem: Problem) -> float:
-    """Return the operations that the product takes as long as: its own, and what tiles lose on this problem."""
+def dense_flops(problem: Problem, *, in_lanes: bool = False) -> float:
+    """Return the operations that the product takes as long as: its own, and what tiles lose on this problem.
+
+    That is with the better of pixels and output channels in the vectors, or else `in_lanes` with these.
+    """
     axes = split_axes(problem)
     if not sums_of(axes):
         return 0
     useful = 1.0
     if any(len(axis.sums) > 1 for axis in axes) and problem.variant == "conv":
         useful = math.prod(axis.useful() for axis in axes_of(problem))
-    return problem.flops * useful * min(tile_times(problem, axes, LANES, TILE, LANE_TILE))
+    times = tile_times(problem, axes, LANES, TILE, LANE_TILE)
+    return problem.flops * useful * (times[1] if in_lanes else min(times))
 
 
 def channels_in_lanes(b: Builder, axes: Axes) -> bool:
@@ -233,6 +237,7 @@ class DensePlan:
         # Small planes share a task, so that tiles are full; which pixels share one changes no result.
         self.images_per_task = max(PIXEL_BLOCK // 2 // self.pixels, 1)
         self.direct = False
+        self.seven: int | Operand = 0
         # A K block is a block of channels with all their taps, if that fits.
         whole = max(self.channel_step(taps) * taps for taps in {self.taps_of(s) for s in self.sums})
         self.k_block = whole if in_lanes and K_BLOCK // 2 < whole <= K_BLOCK else K_BLOCK
@@ -313,7 +318,7 @@ class DensePlan:
             strides = {"w_group": group_stride, "w_block": o_stride}
         for record, table in zip(self.records, tables, strict=True):
             record |= table | strides
-        self.w, self.seven = b.operand("weight"), 0
+        self.w = b.operand("weight")
         if packed and not self.w_row:
             self.w = b.pack(
                 offsets,
@@ -424,6 +429,7 @@ class DensePlan:
             direct=int(self.direct),
             in_turn=int(in_turn),
             seven=self.seven,
+            depth=self.c,
         )
         b.stage(self.engines[self.in_lanes], tasks, words, self.images_per_task)
 

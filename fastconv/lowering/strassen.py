@@ -1,8 +1,4 @@
-"""Convolutions of one tap by seven products of quarters in place of eight: see src/dense_seven.h and src/strassen.h.
-
-Halves are of pixels, of output channels and of each block of input channels: those of a convolution with 1x1 taps, or of
-a transposed one whose taps do not overlap.
-"""
+"""Convolutions by seven products of quarters in place of eight: see src/dense_seven.h and src/strassen.h."""
 
 from typing import Any
 
@@ -27,12 +23,12 @@ GFLOPS = 55.0
 
 
 def refuse_strassen(problem: Problem) -> str | None:
-    """Quarters of the product have whole vectors, and each sum has one tap."""
+    """Quarters of the product have whole vectors."""
     if problem.accuracy == "high":
         return Refusal.HIGH_ACCURACY
     axes = split_axes(problem)
-    if any(axis.has_gaps for axis in axes) or {len(axis.taps) for s in sums_of(axes) for axis in s} != {1}:
-        return Refusal.MANY_TAPS
+    if any(axis.has_gaps for axis in axes) or not sums_of(axes):
+        return Refusal.ONLY_PADDING
     lacking = -problem.out_channels % (2 * LANES)
     if problem.groups > 1 or problem.in_channels % (2 * LANES) or lacking >= MOST_LACKING:
         return Refusal.NO_QUARTERS
@@ -71,9 +67,13 @@ class SevenPlan(DensePlan):
         outputs, widths = round_up(self.o, 2 * LANES), range(b.lanes, self.width + 1, b.lanes)
         self.width = max(width for width in widths if outputs % (2 * width) == 0)
 
+    def k_order(self, taps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (channel, tap) of each k: all channels of a tap."""
+        return np.tile(np.arange(self.c), taps), np.repeat(np.arange(taps), self.c)
+
     def add_image(self) -> None:
         """Let each task turn what it reads of planes; what is padded or strided is turned before."""
-        if self.p.layout == "NHWC" or not all(axis.is_identity for axis in self.axes):
+        if self.p.layout == "NHWC" or self.p.taps > 1 or not all(axis.is_identity for axis in self.axes):
             super().add_image()
             return
         self.image = Image.of(self.axes, 1)
@@ -83,10 +83,9 @@ class SevenPlan(DensePlan):
     def add_weights(self) -> None:
         """Add the sums of quarters to the weights, piece by piece of what is multiplied at once."""
         super().add_weights()
-        b, sums, step = self.b, len(self.sums), 2 * self.b.lanes
+        b, block, step = self.b, self.records[0]["w_block"], 2 * self.b.lanes
         blocks, parts = -(-self.o // self.width), -(-self.c // self.k_block)
         bounds = np.array([self.c // step * part // parts * step for part in range(parts + 1)]) * self.width
-        block = sums * self.c * self.width
         places = np.arange(0, block, self.c * self.width)[:, None] + bounds[:-1]
         self.seven = b.packed(blocks * block)
         words: Words = dict(
@@ -95,7 +94,7 @@ class SevenPlan(DensePlan):
             pairs=blocks // 2,
             block=block,
             places=b.table(places.ravel()),
-            sizes=b.table(np.tile(np.diff(bounds), sums)),
+            sizes=b.table(np.tile(np.diff(bounds), len(places))),
             piece_count=places.size,
         )
         b.stage("strassen_weights", blocks // 2 * places.size, words, weights_only=True)

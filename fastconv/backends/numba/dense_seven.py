@@ -1,7 +1,7 @@
-"""The dense product of one tap by seven products of quarters in place of eight: see strassen.py.
+"""The dense product by seven products of quarters in place of eight: see strassen.py.
 
-Pixels have two halves, as have output channels, which are in the vectors, and each block of k. Weights and their sums are
-there; those of pixels are made by each task.
+Pixels have two halves, as have output channels, which are in the vectors, and each block of a tap's channels. Weights and
+their sums are there; those of pixels are made by each task.
 """
 
 from .dense import dense_decode, pixel_runs
@@ -16,10 +16,11 @@ MAX_LEFT = PRODUCTS * MAX_PIXEL_BLOCK // 2  # rows of the left factors
 
 
 @helper
-def seven_begin(a, part, piece):
-    """The first k of a piece, which has whole vectors on either side of its middle."""
-    pieces = (part.taps + a.k_block - 1) // a.k_block
-    return part.taps // (2 * lanes(a)) * piece // pieces * 2 * lanes(a)
+def seven_begin(a, piece):
+    """The first k of a piece of a tap's channels, which has whole vectors on either side of its middle."""
+    pieces = (a.depth + a.k_block - 1) // a.k_block
+    vectors = a.depth // (2 * lanes(a)) * (piece % pieces) // pieces
+    return piece // pieces * a.depth + vectors * 2 * lanes(a)
 
 
 @helper
@@ -64,15 +65,14 @@ def dense_seven(a, begin, end, thread):
         s, image, _, first_pixel, chunk, pixels = dense_decode(a, task)
         part = records(a, a.sums, "sum")[s]
         x = reals(a, a.x) + (image * a.x_image + part.x)
-        place, pieces = integers(part.w_offsets)[0], (part.taps + a.k_block - 1) // a.k_block
-        w, seven = reals(a, a.w) + place, reals(a, a.seven) + 2 * place
+        pieces = part.taps // a.depth * ((a.depth + a.k_block - 1) // a.k_block)
         first = chunk * a.chunk
         last, half = min(first + a.chunk, pairs), (pixels + 1) // 2
         found = pixel_runs(a, part, first_pixel, pixels, runs)
         for piece in range(pieces):
-            k = seven_begin(a, part, piece)
-            depth = (seven_begin(a, part, piece + 1) - k) // 2
-            size = depth * width
+            k = seven_begin(a, piece)
+            depth = (seven_begin(a, piece + 1) - k) // 2
+            size, place = depth * width, integers(part.w_offsets)[k]
             seven_pixels(part, x, k, 2 * depth, runs, found, pixels, columns, row, pixel)
             for p in range(half):
                 sides, upper, lower = mixed + p * mixed_row, reals(a, pixel[p]), reals(a, pixel[half + p])
@@ -85,11 +85,9 @@ def dense_seven(a, begin, end, thread):
                 left[5 * half + p] = address(sides + depth)
                 left[6 * half + p] = address(sides + 2 * depth)
             for pair in range(first, last):
-                b11 = w + (pair * part.w_block + k * width)
-                b22, other = (
-                    b11 + (pairs * part.w_block + size),
-                    seven + 2 * (pair * part.w_block + k * width),
-                )
+                at = pair * part.w_block + place
+                b11, other = reals(a, a.w) + at, reals(a, a.seven) + 2 * at
+                b22 = b11 + (pairs * part.w_block + size)
                 c = sums + (pair - first) * PRODUCTS * area
                 across = c + 2 * area
                 right[0], right[1], right[2] = address(b11), address(b11 + size), address(b22)
@@ -114,8 +112,9 @@ def dense_seven(a, begin, end, thread):
             finite = finite and joined
         # The blocks of each pair in turn, with their sums.
         if not finite:
-            for k in range(0, part.taps, a.k_block):
-                count = min(part.taps - k, a.k_block)
+            for piece in range(pieces):
+                k = seven_begin(a, piece)
+                count, w = seven_begin(a, piece + 1) - k, reals(a, a.w) + integers(part.w_offsets)[k]
                 seven_pixels(part, x, k, count, runs, found, pixels, columns, row, pixel)
                 for i in range(2 * (last - first)):
                     block = first + i // 2 + i % 2 * pairs
@@ -123,7 +122,7 @@ def dense_seven(a, begin, end, thread):
                     for p in range(0, pixels, lane_rows(a)):
                         tile(
                             tiles, min(pixels - p, lane_rows(a)), nv, count, pixel + p, ones,
-                            w + (block * part.w_block + k * width), steps, c + p * width, width, k,
+                            w + block * part.w_block, steps, c + p * width, width, k,
                         )  # fmt: skip
         for i in range(2 * (last - first)):
             o = (first + i // 2 + i % 2 * pairs) * width
