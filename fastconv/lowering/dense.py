@@ -376,9 +376,9 @@ class DensePlan:
         pixel_block = self.pixel_block(max(each) * self.images_per_task)
         blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
         chunk, chunks, scratch = self.shares(pixel_block, sum(blocks) * p.groups)
-        # The phases of a transposed output lie between each other. With one tap each, whose weights stay in L1, it took
-        # 1.1 times as long in turn.
-        several = min(r["taps"] for r in self.records) > self.k_block
+        # The phases of a transposed output lie between each other. Of one tap each, whose weights stay in L1, eight
+        # products took 1.1 times as long in turn.
+        several = self.packs or min(r["taps"] for r in self.records) > self.k_block
         in_turn = several and p.variant == "conv_transpose" and len(set(blocks)) == 1
         tasks = 0
         for s, record, count in zip(self.sums, self.records, blocks, strict=True):
