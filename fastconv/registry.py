@@ -46,6 +46,7 @@ class Refusal:
     DEPTHWISE = "there is one input channel per group, which has a kernel of its own"
     FEW_CHANNELS = "the channels fill no vector"
     ODD_CHANNELS = "an odd number of input channels has no halves"
+    NO_QUARTERS = "the channels, or those of a group, have no quarters of whole vectors"
     STRIDED = "the stride is not 1"
     NOT_ZEROS = "the padding is not zeros"
     FEW_TAPS = "a row of the kernel has few taps"

@@ -56,6 +56,8 @@ CHANNELS = (
 )  # fmt: skip
 # Those whose product has quarters, for deformable convolutions on each seventh turn.
 QUARTERED, QUARTERED_TURN = ((20, 64, 1), (36, 96, 3), (72, 160, 1)), 7
+# The same for convolutions, on turns of both layouts among the first ten; but for conv3d with one tap for each output.
+HALVED, HALVED_TURN = ((32, 64, 1), (288, 31, 1), (64, 160, 1)), 6
 # (input channels, channels between, output channels) of separable ones.
 SEPARABLE_CHANNELS = (
     (1, 1, 5), (16, 16, 24), (5, 5, 3), (35, 35, 17), (6, 18, 40), (150, 150, 9), (40, 40, 70), (3, 3, 35),
@@ -380,6 +382,9 @@ def _case(
     channels = channels or CHANNELS[index % len(CHANNELS)]
     if variant == "deform_conv" and index % QUARTERED_TURN == QUARTERED_TURN - 1:
         channels = QUARTERED[index // QUARTERED_TURN % len(QUARTERED)]
+    halved = index % HALVED_TURN == 2 and index % 5 != 4 and variant in ("conv", "conv_transpose")
+    if halved:
+        channels = HALVED[index // HALVED_TURN % len(HALVED)]
     c, o, g = channels
     layout = ("NCHW", "NHWC")[(index // 2) % 2]
     longest = longest or (LONGEST[ndim] if max(channels) < 100 else 7)
@@ -388,6 +393,8 @@ def _case(
     stride = (1,) * ndim if index % 3 == 0 else tuple(_different(rng, (1, 2, 3, 4), ndim))
     # On other turns than the layout's, so that each layout is dilated.
     dilation = (1,) * ndim if (index + 2) % 8 < 4 else tuple(_different(rng, (1, 2, 3, 4), ndim))
+    if halved and (ndim < 3 or variant == "conv_transpose"):
+        kernel, dilation = (1,) * ndim if variant == "conv" else stride, (1,) * ndim
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     if index % 5 == 4 and variant == "conv":  # what algorithms for few taps take
         side = (3, 3, 5)[index // 5 % 3] if ndim < 3 else 2 + index // 5 % 2

@@ -254,15 +254,12 @@ INLINE int64_t FN(outputs_of)(const deform_words *a, int64_t o)
     return left < a->w_width ? left : a->w_width;
 }
 
-/* A part of what is multiplied next comes to L2 while a tile is multiplied. The processor fetches long panels in time by
- * itself; of narrow vectors they are short: with AVX2, 512 channels took 1.2 times as long without. */
+/* A part of what is multiplied next comes to L2 while a tile is multiplied: with AVX2, 512 channels took 1.2 times as long
+ * without. */
 INLINE void FN(prefetch_panel)(const deform_words *a, const real *next, int64_t elements, int64_t begin, int64_t end, int64_t parts)
 {
-    int64_t line = CACHE_LINE / (int64_t)sizeof(real), lines = elements / line;
-    if (VEC_BYTES == 64 || a->w_blocks * a->w_block < BEYOND_CACHE / 4)
-        return;
-    for (int64_t l = lines * begin / parts; l < lines * end / parts; l++)
-        __builtin_prefetch(next + l * line, 0, 2);
+    if (SHORT_PANELS && a->w_blocks * a->w_block >= BEYOND_CACHE / 4)
+        FN(prefetch_part)(next, elements, begin, end, parts);
 }
 
 /* Multiply the samples of some taps into the sums of some blocks of output channels. `following` is the next block of input

@@ -30,7 +30,7 @@ INLINE FN(dense_task) FN(dense_decode)(const dense_words *a, int64_t task)
     t.images = a->images - t.image < a->images_per_task ? a->images - t.image : a->images_per_task;
     int64_t rest = task % a->tasks, s = a->sum_count - 1;
     const sum_words *sums = (const sum_words *)a->sums;
-    if (a->in_turn) { /* neighbouring pixels of all sums read the same */
+    if (a->in_turn) {
         t.chunk = rest % a->chunks;
         rest /= a->chunks;
         t.sum = sums + rest % a->sum_count;
@@ -222,6 +222,18 @@ INLINE void FN(prefetch_rows)(const real *x, int64_t x_row, int64_t begin, int64
     for (int64_t r = begin; r < end; r++)
         for (int64_t i = 0; i < count; i += CACHE_LINE / (int64_t)sizeof(real))
             __builtin_prefetch(x + r * x_row + i, 0, 2);
+}
+
+/* Long panels of weights the processor fetches in time by itself, and is in the way of those who help it; panels for narrow
+ * vectors are short. */
+#define SHORT_PANELS (VEC_BYTES < CACHE_LINE)
+
+/* A part of what is multiplied next, into L2. */
+INLINE void FN(prefetch_part)(const real *next, int64_t elements, int64_t begin, int64_t end, int64_t parts)
+{
+    int64_t line = CACHE_LINE / (int64_t)sizeof(real), lines = elements / line;
+    for (int64_t l = lines * begin / parts; l < lines * end / parts; l++)
+        __builtin_prefetch(next + l * line, 0, 2);
 }
 
 static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)

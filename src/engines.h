@@ -5,10 +5,11 @@
 #include "halo.h"
 #include "pack.h"
 #include "dense.h"
+#include "strassen.h"
+#include "dense_seven.h"
 #include "winograd.h"
 #include "columns.h"
 #include "depthwise.h"
-#include "strassen.h"
 #include "deform.h"
 #include "dcn.h"
 #include "deform_grad.h"
@@ -19,7 +20,7 @@
 #include "narrow_grad.h"
 #include "roof.h"
 
-static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes),
+static const engine_fn FN(engines)[] = {FN(halo_planes), FN(halo_pixels), FN(pack), FN(dense_rows), FN(dense_lanes), FN(dense_seven),
                                         FN(winograd_weights), FN(winograd_inputs), FN(winograd),
                                         FN(depthwise_planes), FN(depthwise_pixels), FN(settle), FN(strassen_weights), FN(deform), FN(dcn),
                                         FN(weight_grad), FN(winograd_grad_tiles), FN(winograd_grad), FN(plane_grad),

@@ -204,7 +204,8 @@ static void FN(fill_plane)(const halo_words *a, real *y, const real *plane, int6
 }
 
 /* A task is a band of lines, of all H phases, of a block of channels; the result has planes of channels. Channels of a
- * block lie side by side in the source if there are several. */
+ * block lie side by side in the source if there are several. The last tasks come first: of an image too large for the
+ * cache, what is read next is in it. */
 static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
@@ -212,7 +213,7 @@ static void FN(halo_planes)(const int64_t *words, int64_t begin, int64_t end, in
     const int64_t *starts = (const int64_t *)a->starts, *runs = (const int64_t *)a->runs;
     int64_t h_lines = a->rows_h / a->h_phases, bands = (h_lines + a->band - 1) / a->band;
     (void)thread;
-    for (int64_t task = begin; task < end; task++) {
+    for (int64_t task = end - 1; task >= begin; task--) {
         int64_t inner = a->by_bands ? a->blocks : a->rows_d * bands, outer = a->by_bands ? a->rows_d * bands : a->blocks;
         int64_t of_inner = task % inner, of_outer = task / inner % outer, image = task / inner / outer;
         int64_t block = a->by_bands ? of_inner : of_outer, part = a->by_bands ? of_outer : of_inner;
@@ -276,13 +277,13 @@ INLINE void FN(fill_pixels)(real *y, int64_t y_w, const real *x, int64_t x_chann
 #undef PIECE
 
 /* A task is a row of one block of channels, rows of the H phases in turn, as they are in the image; in the result the
- * channels of a block lie side by side. */
+ * channels of a block lie side by side. The last tasks come first. */
 static void FN(halo_pixels)(const int64_t *words, int64_t begin, int64_t end, int64_t thread)
 {
     const halo_words *a = (const halo_words *)words;
     const int64_t *map_d = (const int64_t *)a->map_d, *map_h = (const int64_t *)a->map_h;
     (void)thread;
-    for (int64_t task = begin; task < end; task++) {
+    for (int64_t task = end - 1; task >= begin; task--) {
         int64_t h = task % a->rows_h, rest = task / a->rows_h;
         int64_t d = rest % a->rows_d;
         rest /= a->rows_d;

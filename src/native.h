@@ -63,7 +63,7 @@
 #define DCN_VECTORS 4
 
 #define ENGINE_NAMES                                                                                                   \
-    "halo_planes halo_pixels pack dense_rows dense_lanes winograd_weights winograd_inputs winograd "                   \
+    "halo_planes halo_pixels pack dense_rows dense_lanes dense_seven winograd_weights winograd_inputs winograd " \
     "depthwise_planes depthwise_pixels settle strassen_weights deform dcn weight_grad winograd_grad_tiles "             \
     "winograd_grad plane_grad depthwise_plane_grad depthwise_pixel_grad deform_grad dcn_grad"
 

@@ -55,7 +55,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(x_group) W(x_row) W(y_group) W(y_block)
 
 /* dense_rows: a row of the tile is an output channel, its vectors are pixels.
- * dense_lanes: a row of the tile is a pixel, its vectors are output channels. */
+ * dense_lanes, dense_seven: a row of the tile is a pixel, its vectors are output channels. */
 #define DENSE_WORDS(W)                                                                                                 \
     W(x) W(x_end)              /* the image in line space, and where readable memory ends */                           \
     W(w) W(b) W(y) W(work) W(work_stride) W(images)                                                                    \
@@ -69,7 +69,9 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(pixel_block) W(k_block) W(activation)                                                                            \
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */            \
     W(by_groups)               /* whether neighbouring tasks are pixels of a group, and not groups that share pixels */ \
-    W(in_turn)                 /* whether sums take turns, block by block, of which all of them have equally many */
+    W(in_turn)                 /* sums take turns, task by task: they share pixels and cache lines of the output */    \
+    W(seven)                   /* sums of quarters of the weights; a chunk is of pairs of blocks then */                \
+    W(depth)                   /* channels of a tap, which lie side by side then */
 
 /* winograd_weights: y[block][point][channel][width] from the packed x[block][channel][tap][width]. */
 #define WINOGRAD_WEIGHTS_WORDS(W)                                                                                      \
@@ -87,8 +89,10 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(y_next)                  /* if tiles interleave: from a pixel to that of the next tile, else 0 */                \
     W(groups) W(depth) W(taps) W(pieces) W(channels) /* input channels of a group, summed over with taps and pieces */ \
     W(parts)                   /* tasks that share a block of tiles */                                                 \
-    W(sums) W(sum_count) W(block) W(block_sources) /* tiles of a task, and most sources that they have */              \
-    W(v)                       /* transformed inputs [block][group][sum][point], or 0: a task makes its own */         \
+    W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
+    W(in_a_row)                /* blocks of tiles of one sum and group that follow each other: its weights stay in L2 */ \
+    W(block_sources)           /* most sources that a block has */                                                     \
+    W(v)                       /* transformed inputs of each task [point], or 0: a task makes its own */               \
     W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \
     W(width)                   /* output channels whose sums are there at a time: some blocks of weights */            \
     W(w_width) W(w_block) W(w_point) W(k_block) W(activation) /* output channels in a packed block, its and its points' strides */ \

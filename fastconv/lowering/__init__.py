@@ -2,7 +2,7 @@
 
 - ``geometry``: one axis at a time, padding, strides and phases become index maps and tap tables.
 - ``program``: the words an engine is told, and the builder that collects stages.
-- ``dense``, ``depthwise``, ``deform``: a problem for each family of engines.
+- ``dense``, ``strassen``, ``depthwise``, ``deform``: a problem for each family of engines.
 - ``weight_grad``, ``depthwise_grad``, ``narrow_grad``: the same for gradients with respect to the weight.
 - ``kernels``: the kernel list that these make for any backend with such engines.
 

@@ -20,6 +20,7 @@ __all__ = [
     "PAIRS_TILE",
     "Bordered",
     "channel_blocks",
+    "cut_pairs",
     "lower_deform",
 ]
 
@@ -146,7 +147,15 @@ class Cut:
         widest = min(vectors * lanes, round_up(outputs, lanes))
         if seven:
             width = max(w for w in range(lanes, widest + 1, lanes) if outputs % (2 * w) == 0)
-            return cls(_cut_pairs(p, rows), 1, tap_block, width, outputs // width, seven=True)
+            most = max(min(PAIRS_TILE, MOST_POINTS // p.taps, math.prod(p.output_size) + 1) // 2, 1)
+            return cls(
+                2 * cut_pairs(math.prod(p.output_size), most, rows),
+                1,
+                tap_block,
+                width,
+                outputs // width,
+                seven=True,
+            )
         few = 0 if p.prepared or tap_block < p.taps else _few_vectors(p, lanes)
         if few:
             # Output channels are rows of the tile, and those of a split whole tiles.
@@ -270,10 +279,8 @@ def _few_vectors(p: Problem, lanes: int) -> int:
     return vectors if vectors * lanes <= MOST_IDLE * pixels else 0
 
 
-def _cut_pairs(p: Problem, rows: int) -> int:
-    """Return the output pixels of a task whose halves are rows of the register tile: few narrow ones, and equal shares."""
-    pixels = math.prod(p.output_size)
-    most = max(min(PAIRS_TILE, MOST_POINTS // p.taps, pixels + 1) // 2, 1)
+def cut_pairs(pixels: int, most: int, rows: int) -> int:
+    """Return the pixels of a half of a task, rows of the register tile: few narrow ones, and equal shares."""
 
     def time(half: int) -> int:
         """Rows of tiles that the threads take, if these are one, two or four; and the weights' way to each tile."""
@@ -282,7 +289,7 @@ def _cut_pairs(p: Problem, rows: int) -> int:
         shares = (tiles - 1) * full + last, -(-tiles // 2) * full, -(-tiles // 4) * full
         return sum(shares) + 2 * tiles
 
-    return 2 * min([most, *range(most - most % rows, 0, -rows)], key=time)
+    return min([most, *range(most - most % rows, 0, -rows)], key=time)
 
 
 def channel_blocks(p: Problem, *, by_weights: bool = True, even: bool = False) -> list[tuple[int, int]]:

@@ -10,7 +10,15 @@ from ..problem import Problem
 from .geometry import Axes, Axis, Image, Sums, axes_of, input_strides, kernel_index, output_strides, sums_of
 from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Engines, Operand, Words, round_up
 
-__all__ = ["DensePlan", "add_bias_only", "add_halo", "fills_vectors", "lower_dense", "unaliased"]
+__all__ = [
+    "DensePlan",
+    "add_bias_only",
+    "add_halo",
+    "fills_vectors",
+    "lower_dense",
+    "split_axes",
+    "unaliased",
+]
 
 PIXEL_BLOCK = 192
 # Sums of a task that has several K blocks: with its panel and weights they share L2.
@@ -70,15 +78,19 @@ def split_axes(problem: Problem) -> Axes:
     return (d, h, w) if few_pixels else split
 
 
-def dense_flops(problem: Problem) -> float:
-    """Return the operations that the product takes as long as: its own, and what tiles lose on this problem."""
+def dense_flops(problem: Problem, *, in_lanes: bool = False) -> float:
+    """Return the operations that the product takes as long as: its own, and what tiles lose on this problem.
+
+    That is with the better of pixels and output channels in the vectors, or else `in_lanes` with these.
+    """
     axes = split_axes(problem)
     if not sums_of(axes):
         return 0
     useful = 1.0
     if any(len(axis.sums) > 1 for axis in axes) and problem.variant == "conv":
         useful = math.prod(axis.useful() for axis in axes_of(problem))
-    return problem.flops * useful * min(tile_times(problem, axes, LANES, TILE, LANE_TILE))
+    times = tile_times(problem, axes, LANES, TILE, LANE_TILE)
+    return problem.flops * useful * (times[1] if in_lanes else min(times))
 
 
 def channels_in_lanes(b: Builder, axes: Axes) -> bool:
@@ -248,6 +260,10 @@ def unaliased(elements: int, itemsize: int) -> int:
 class DensePlan:
     """The choices for one dense problem, made in the order image, weights, product."""
 
+    engines = "dense_rows", "dense_lanes"
+    # Whether weights are packed, however often a call uses them.
+    packs = False
+
     def __init__(self, b: Builder, axes: Axes, in_lanes: bool) -> None:
         p = b.problem
         self.b, self.p, self.axes, self.in_lanes = b, p, axes, in_lanes
@@ -260,6 +276,7 @@ class DensePlan:
         self.images_per_task = max(PIXEL_BLOCK // 2 // self.pixels, 1)
         self.direct = False
         self.halo: tuple | None = None
+        self.seven: int | Operand = 0
         # A K block is a block of channels with all their taps, if that fits.
         whole = max(self.channel_step(taps) * taps for taps in {self.taps_of(s) for s in self.sums})
         self.k_block = whole if in_lanes and K_BLOCK // 2 < whole <= K_BLOCK else K_BLOCK
@@ -328,7 +345,9 @@ class DensePlan:
         width = min(self.width, round_up(self.o, b.lanes)) if self.in_lanes else self.rows
         self.w_width = width if packed else 1
         self.w_row = (
-            o_stride if self.in_lanes and not (transposed or p.prepared) and self.uses() <= FEW_USES else 0
+            o_stride
+            if self.in_lanes and not (transposed or p.prepared or self.packs) and self.uses() <= FEW_USES
+            else 0
         )
         blocks = -(-self.o // self.w_width)
         sources, self.records = [], []
@@ -413,17 +432,11 @@ class DensePlan:
         ]
         pixel_block = self.pixel_block(max(each) * self.images_per_task)
         blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
-        in_turn = p.variant == "conv_transpose" and len(set(blocks)) == 1
-        deep = max(r["taps"] for r in self.records) > self.k_block
-        if self.in_lanes:
-            chunk, chunks = self.w_width, -(-self.o // self.w_width)
-            scratch = pixel_block * self.width + self.width * (pixel_block + b.lanes)
-            scratch += self.k_block * self.w_width if self.w_row else 0
-        else:
-            chunk = self.channel_chunk(pixel_block, sum(blocks) * p.groups, deep)
-            chunks = -(-self.o // chunk)
-            kept = round_up(chunk, self.rows) if deep else self.rows
-            scratch = self.k_block * self.width + b.lanes + kept * (pixel_block + b.lanes)
+        chunk, chunks, scratch = self.shares(pixel_block, sum(blocks) * p.groups)
+        # The phases of a transposed output lie between each other. Of one tap each, whose weights stay in L1, eight
+        # products took 1.1 times as long in turn.
+        several = self.packs or min(r["taps"] for r in self.records) > self.k_block
+        in_turn = several and p.variant == "conv_transpose" and len(set(blocks)) == 1
         tasks = 0
         for s, record, count in zip(self.sums, self.records, blocks, strict=True):
             d, h, w = s
@@ -473,8 +486,10 @@ class DensePlan:
             direct=int(self.direct),
             by_groups=int(p.layout == "NCHW"),
             in_turn=int(in_turn),
+            seven=self.seven,
+            depth=self.c,
         )
-        b.stage("dense_lanes" if self.in_lanes else "dense_rows", tasks, words, self.images_per_task)
+        b.stage(self.engines[self.in_lanes], tasks, words, self.images_per_task)
         if self.halo:
             self.join(self.halo, b.stages.pop())
 
@@ -489,6 +504,19 @@ class DensePlan:
         )
         b.copies.append(f"haloed group: {size * b.itemsize / 1e3:.3g} kB a thread")
         b.join((*halo, "halo"), (*product, "dense"), size + 2 * self.width, groups, words)
+
+    def shares(self, pixel_block: int, tasks: int) -> tuple[int, int, int]:
+        """Return the output channels of a task, how many tasks share those of a block of pixels, and its scratch."""
+        lanes = self.b.lanes
+        if self.in_lanes:
+            scratch = pixel_block * self.width + self.width * (pixel_block + lanes)
+            scratch += self.k_block * self.w_width if self.w_row else 0
+            return self.w_width, -(-self.o // self.w_width), scratch
+        deep = max(r["taps"] for r in self.records) > self.k_block
+        chunk = self.channel_chunk(pixel_block, tasks, deep)
+        kept = round_up(chunk, self.rows) if deep else self.rows
+        scratch = self.k_block * self.width + lanes + kept * (pixel_block + lanes)
+        return chunk, -(-self.o // chunk), scratch
 
     def pixel_block(self, pixels: int) -> int:
         """Pixels of a task, so that few tiles are narrow and few tasks are small."""

@@ -8,6 +8,7 @@ conv_winograd_4, _5, _6    a few taps at a time: fewer products, between transfo
 conv_transpose_winograd_*  the same on the phases of the output
 conv_dense_*               register tile, pixels or channels in the vectors, whichever wastes less
 conv_transpose_*           the same on the phases of the output
+conv_strassen              seven products of quarters in place of eight, channels in the vectors
 deform_conv_tile           bilinear samples of a tile of pixels, then the register tile
 deform_conv_strassen       the same with seven products of quarters in place of eight
 deform_conv_transpose_tile the gradient of that in its input, without the others
@@ -50,13 +51,16 @@ from .dcn_grad import lower_dcn_grad
 from .deform import PAIRS_TILE, channel_blocks, lower_deform
 from .deform_grad import lower_deform_grad
 from .deform_transpose import lower_deform_transpose
-from .dense import LANE_TILE, LANES, TILE, dense_flops, lower_dense
+from .dense import LANE_TILE, LANES, TILE, dense_flops, lower_dense, split_axes
 from .depthwise import lower_depthwise
 from .depthwise_grad import lower_depthwise_grad_pixels, lower_depthwise_grad_planes
 from .fourier import FOURIER_TOLERANCE, fourier_flops, lower_fourier, refuse_fourier
+from .geometry import sums_of
 from .narrow_grad import lower_plane_grad
 from .program import Engines, round_up
 from .separable import lower_separable, refuse_separable
+from .strassen import K_BLOCK as SEVEN_BLOCK
+from .strassen import lower_strassen, refuse_strassen, strassen_blocks
 from .weight_grad import lower_weight_grad
 from .winograd import EXACT_POINTS, Filtering, filtering_of, lower_winograd, refuse_winograd
 from .winograd_grad import lower_winograd_grad, refuse_winograd_grad, winograd_grad_tiles
@@ -89,6 +93,11 @@ OVERHEAD = 2e-6
 DENSE_FLOPS = 115e9
 DENSE_OVERHEAD = 0.8e-6
 DENSE_STEPS = 4.8
+SUMMED_ROWS, JOINED_PRODUCTS, HALF_STEPS = (
+    5.0,
+    5.0,
+    8.0,
+)  # of quarters: in outputs, in products, and of their tiles
 PACK_BYTES = 22e9
 WINOGRAD_FLOPS = 130e9
 WINOGRAD_OVERHEAD = 1.4e-6
@@ -179,6 +188,7 @@ def program_kernels(
             table.append(kernel(f"{op}_depthwise_{case}", ops, only, cost_depthwise, lower_depthwise))
             only = refuse_other(layout, depthwise=False)
             table.append(kernel(f"{op}_dense_{case}", ops, only, cost_dense, lower_dense))
+        table.append(kernel(f"{op}_strassen", ops, refuse_strassen, cost_strassen, lower_strassen))
     name = "conv_depthwise_fourier"
     table.append(kernel(name, ("conv2d",), refuse_fourier, cost_fourier, lower_fourier, FOURIER_TOLERANCE))
     table.append(kernel("deform_conv_tile", DEFORM_CONV, lambda problem: None, cost_deform, lower_deform))
@@ -254,6 +264,21 @@ def cost_dense(problem: Problem) -> float:
     seconds = dense_flops(problem) / DENSE_FLOPS * size / 4 * (1 + DENSE_STEPS / depth)
     if not problem.prepared:
         seconds += depth * problem.out_channels * size / PACK_BYTES
+    return DENSE_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES
+
+
+def cost_strassen(problem: Problem) -> float:
+    """Return the time of seven products, of sums of quarters, and of streaming those of the weights."""
+    size, c, o = problem.dtype.itemsize, problem.in_channels, problem.out_channels
+    weights, sums = math.prod(problem.weight_shape) * size, sums_of(split_axes(problem))
+    pixels, taps = math.prod(s.count for s in sums[0]), math.prod(len(s.taps) for s in sums[0])
+    steps = 1 + SUMMED_ROWS / o + JOINED_PRODUCTS / (c * taps) + HALF_STEPS / min(c, SEVEN_BLOCK)
+    seconds = 7 / 8 * dense_flops(problem, in_lanes=True) / DENSE_FLOPS * size / 4 * steps
+    if not problem.prepared:
+        seconds += weights / PACK_BYTES + 2 * weights / WEIGHT_BYTES
+    if 2 * weights > L2_BYTES:
+        again = problem.batch * strassen_blocks(pixels, LANE_TILE[0]) * 3 / 4 * weights
+        seconds += again / (FAR_BYTES if 2 * weights > CACHE else WEIGHT_BYTES)
     return DENSE_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES
 
 

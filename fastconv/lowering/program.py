@@ -36,12 +36,12 @@ _PACK = "x y offsets places count groups rows width blocks pieces by_blocks x_gr
 _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
     "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct by_groups "
-    "in_turn"
+    "in_turn seven depth"
 )
 _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
     "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
-    "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block block_sources v v_row "
+    "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block in_a_row block_sources v v_row "
     "width w_width w_block w_point k_block activation columns weight_group w_row"
 )
 _WINOGRAD_SUM = "tiles tile_count sources source_count w points terms w_offsets x_offsets"
@@ -159,6 +159,7 @@ ENGINES = {
     "pack": "pack",
     "dense_rows": "dense",
     "dense_lanes": "dense",
+    "dense_seven": "dense",
     "winograd_weights": "winograd_weights",
     "winograd_inputs": "winograd",
     "winograd": "winograd",

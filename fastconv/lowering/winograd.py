@@ -269,6 +269,11 @@ def tile_counts(size: int, step: int, outputs: int) -> tuple[np.ndarray, np.ndar
     return counts, -(-counts // outputs)
 
 
+def spilt(room: float, streamed: float) -> float:
+    """Return the share of what is used evenly, while so many bytes go by, that is no longer in a cache with so much room."""
+    return min(max(1 - room / streamed, 0), 1)
+
+
 @dataclass(frozen=True)
 class Tiles:
     """The tiles of a sum: columns of the table (see src/program.h), and where in the image each source begins."""
@@ -336,6 +341,10 @@ class WinogradPlan:
         self.tile_blocks = -(-tiles // most)
         self.block = -(-tiles // self.tile_blocks)
         self.block_sources = max(tiles.most_sources(self.block) for tiles in self.tiles)
+        # Weights of one sum and group that fit L2, where those of all do not: all blocks before the next weights.
+        inputs, sums, weights = self.room(largest, self.block)
+        fit = L2_BYTES - inputs - sums
+        self.in_a_row = self.tile_blocks if weights <= fit < weights * len(self.tiles) * p.groups else 1
         tasks = self.tile_blocks * len(self.tiles) * p.groups
         self.parts = max(min(-(-ENOUGH_TASKS // tasks), self.blocks), 1)
         self.tasks = tasks * self.parts
@@ -347,19 +356,29 @@ class WinogradPlan:
     def tiles_at_once(self, tiles: Tiles, rows: int) -> int:
         """Return the block of tiles that moves the fewest bytes between L2 and what is behind it.
 
-        Each block streams all weights; inputs too large for L2 are streamed for each block of output channels.
+        Weights that fit L2 beside a block come once, others with each block. Then they drive transformed inputs out of L2
+        before these are used, the later in the order of the points the more of them, and sums before they are put
+        together, and so do inputs and sums themselves; what was driven out is written and read again.
         """
-        source = self.points * self.v_row * self.b.itemsize
-        sums = self.points * self.width * self.b.itemsize
-        weights = self.weights * self.c * self.o * self.b.itemsize
 
-        def moved(block: int) -> int:
-            inputs = tiles.most_sources(block) * source
-            again = self.blocks if inputs + block * sums > L2_BYTES else 1
-            blocks = -(-tiles.count // block)
-            return blocks * weights + again * blocks * inputs
+        def moved(block: int) -> float:
+            inputs, sums, weights = self.room(tiles, block)
+            if inputs + sums + weights <= L2_BYTES:
+                return weights
+            streamed = weights / self.blocks + sums
+            away = 2 * inputs * spilt(L2_BYTES - inputs, streamed)
+            away += 2 * self.blocks * sums * spilt(L2_BYTES, streamed)
+            if inputs + streamed > L2_BYTES:
+                away += (self.blocks - 1) * inputs
+            return -(-tiles.count // block) * (weights + away)
 
         return min(range(rows, MOST_TILES[self.filtering.rank] + 1, rows), key=moved)
+
+    def room(self, tiles: Tiles, block: int) -> tuple[int, int, int]:
+        """Return the bytes of a block's transformed inputs, of its sums, and of the weights of a sum and a group."""
+        size = self.points * self.b.itemsize
+        weights = self.weights * self.c * self.o * self.b.itemsize
+        return tiles.most_sources(block) * self.v_row * size, block * self.width * size, weights
 
     def reach_tiles(self, i: int, axis: Axis) -> Axis:
         """Return the second or third axis with zeros behind it wherever its last tiles reach."""
@@ -611,6 +630,7 @@ class WinogradPlan:
             sums=b.records("winograd_sum", records),
             sum_count=len(records),
             block=self.block,
+            in_a_row=self.in_a_row,
             block_sources=self.block_sources,
             v=0,
             v_row=self.v_row,

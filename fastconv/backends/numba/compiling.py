@@ -19,6 +19,7 @@ from .dcn_grad import dcn_grad
 from .deform import deform
 from .deform_grad import deform_grad
 from .dense import dense_lanes, dense_rows
+from .dense_seven import dense_seven
 from .depthwise import depthwise_pixels, depthwise_planes, settle
 from .depthwise_grad import depthwise_pixel_grad, depthwise_plane_grad
 from .halo import halo_pixels, halo_planes
@@ -42,6 +43,7 @@ ENGINES = {
     "pack": pack,
     "dense_rows": dense_rows,
     "dense_lanes": dense_lanes,
+    "dense_seven": dense_seven,
     "winograd_weights": winograd_weights,
     "winograd_inputs": winograd_inputs,
     "winograd": winograd,

@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 from ...lowering.deform import MOST_LEFT
 from .deform_few import few_finish, few_multiply, few_scratch, few_turn
-from .dense import BEYOND_CACHE, prefetch_rows
+from .dense import BEYOND_CACHE, prefetch_part, prefetch_rows, short_panels
 from .epilogue import leave_lanes
 from .moves import clear, load_some, store_some
 from .pack import pack_block
@@ -21,7 +21,6 @@ from .simd import (
     WORD,
     Pointer,
     address,
-    bytes_each,
     emit_at,
     emit_fma,
     emit_get,
@@ -36,7 +35,6 @@ from .simd import (
     lanes,
     ll_vector,
     load,
-    prefetch,
     reals,
     records,
     select,
@@ -248,15 +246,9 @@ def deform_sample(a, work, x, channels, tap, taps, begin, end, row):
 
 @helper
 def prefetch_panel(a, following, elements, begin, end, parts):
-    """A part of what is multiplied next comes to L2 while a tile is multiplied.
-
-    The processor fetches long panels in time by itself; of narrow vectors they are short.
-    """
-    if lanes(a) * bytes_each(a) < CACHE_LINE and a.w_blocks * a.w_block >= BEYOND_CACHE // 4:
-        line = CACHE_LINE // bytes_each(a)
-        lines = elements // line
-        for at in range(lines * begin // parts, lines * end // parts):
-            prefetch(following + at * line)
+    """A part of what is multiplied next comes to L2 while a tile is multiplied."""
+    if short_panels(a) and a.w_blocks * a.w_block >= BEYOND_CACHE // 4:
+        prefetch_part(following, elements, begin, end, parts)
 
 
 @helper

@@ -15,6 +15,7 @@ from .moves import copy, copy_over
 from .pack import pack_block
 from .simd import (
     address,
+    bytes_each,
     elements_before,
     helper,
     integers,
@@ -41,6 +42,7 @@ from .tile import (
 # Weights that no L2 holds.
 BEYOND_CACHE = 1 << 20
 LEAST_LINE = 8  # elements of a cache line
+CACHE_LINE = 64  # bytes
 
 
 @helper
@@ -236,6 +238,21 @@ def prefetch_rows(x, x_row, begin, end, count):
     for r in range(begin, end):
         for i in range(0, count, LEAST_LINE):
             prefetch(x + (r * x_row + i))
+
+
+@helper
+def short_panels(a):
+    """Whether weights come in panels for narrow vectors: long ones the processor fetches in time by itself."""
+    return lanes(a) * bytes_each(a) < CACHE_LINE
+
+
+@helper
+def prefetch_part(following, elements, begin, end, parts):
+    """Fetch a part of what is multiplied next into L2."""
+    line = CACHE_LINE // bytes_each(following)
+    lines = elements // line
+    for at in range(lines * begin // parts, lines * end // parts):
+        prefetch(following + at * line)
 
 
 def dense_lanes(a, begin, end, thread):

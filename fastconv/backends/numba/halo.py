@@ -82,13 +82,14 @@ def fill_rows(y, y_phase, y_block, x, x_w, channels, phases, lines, maps, all_ru
 def halo_planes(a, begin, end, thread):
     """A task is a band of lines, of all H phases, of a block of channels; the result has planes of channels.
 
-    Channels of a block lie side by side in the source if there are several.
+    Channels of a block lie side by side in the source if there are several. The last tasks come first: of an image too
+    large for the cache, what is read next is in it.
     """
     map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
     map_w, runs = integers(a.map_w), integers(a.runs)
     h_lines = a.rows_h // a.h_phases
     bands = (h_lines + a.band - 1) // a.band
-    for task in range(begin, end):
+    for task in range(end - 1, begin - 1, -1):
         parts = a.rows_d * bands
         part, block, image = task % parts, task // parts % a.blocks, task // parts // a.blocks
         if a.by_bands:
@@ -154,10 +155,10 @@ def fill_pixels(y, y_w, x, x_channel, step, count, channels, repeat, first_chann
 def halo_pixels(a, begin, end, thread):
     """A task is a row of one block of channels, rows of the H phases in turn, as they are in the image.
 
-    In the result the channels of a block lie side by side.
+    In the result the channels of a block lie side by side. The last tasks come first.
     """
     map_d, map_h, starts = integers(a.map_d), integers(a.map_h), integers(a.starts)
-    for task in range(begin, end):
+    for task in range(end - 1, begin - 1, -1):
         h, rest = task % a.rows_h, task // a.rows_h
         d, rest = rest % a.rows_d, rest // a.rows_d
         block, image = rest % a.blocks, rest // a.blocks

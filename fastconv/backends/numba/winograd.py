@@ -13,6 +13,7 @@ A NaN or inf spreads over its whole tile here. A tile that holds one is summed a
 
 from collections import namedtuple
 
+from .dense import BEYOND_CACHE, prefetch_part, short_panels
 from .epilogue import leave_lanes
 from .moves import clear
 from .simd import (
@@ -105,8 +106,9 @@ def winograd_weights(a, begin, end, thread):
 def winograd_decode(a, task):
     """Return the sum and the task; all blocks are of nearly one size, and there may be more tasks than blocks."""
     part, index = task % a.parts, task // a.parts
-    block = index // a.sum_count // a.groups
-    of = records(a, a.sums, "winograd_sum")[index % a.sum_count]
+    rest = index // a.in_a_row
+    block = rest // a.sum_count // a.groups * a.in_a_row + index % a.in_a_row
+    of = records(a, a.sums, "winograd_sum")[rest % a.sum_count]
     total = a.images * of.tile_count
     blocks = (total + a.block - 1) // a.block
     first, count, source, sources = 0, 0, 0, 0
@@ -123,7 +125,7 @@ def winograd_decode(a, task):
             + a.pieces
             - source
         )
-    return of, Task(part, index // a.sum_count % a.groups, index, first, count, source, sources)
+    return of, Task(part, rest // a.sum_count % a.groups, index, first, count, source, sources)
 
 
 @helper
@@ -186,6 +188,7 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
     place, step = stack_integers(MAX_TILES), stack_integers(MAX_TILES)
     row = stack_integers(MAX_TILE_ROWS)
     point = a.block * a.width + lanes(a)
+    far = short_panels(a) and a.channels // a.w_width * a.w_block > BEYOND_CACHE
     for i in range(a.k_block):
         steps[i] = i * a.w_width
     for i in range(task.count):
@@ -201,10 +204,16 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
             for k in range(begin, end, a.k_block):
                 count, add = min(end - k, a.k_block), tap + k - begin
                 w_p = w + (p * a.w_point + (tap * a.pieces * a.depth + k) * a.w_width)
+                after = w_p + count * a.w_width
+                if k + count >= end:
+                    after = w_p + (a.w_point + (ranges[(p + 1) % winograd_points(a)].begin - k) * a.w_width)
                 for t in range(0, task.count, lane_rows(a)):
                     rows = min(task.count - t, lane_rows(a))
                     for i in range(rows):
                         row[i] = address(v + (p * source_point(a) + place[t + i]))
+                    if far:
+                        for n in range((vectors + lane_vectors(a) - 1) // lane_vectors(a)):
+                            prefetch_part(after + n * a.w_block, count * a.w_width, t, t + rows, task.count)
                     # Narrow vectors make narrow tiles: with some of them in turn, inputs come from L2 less often.
                     for n in range(0, vectors, lane_vectors(a)):
                         some, block = (
