@@ -138,7 +138,9 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(x_row) W(w_step)         /* of a column of taps: from vector to vector of the image, from weight to weight */    \
     W(rows)                    /* of each band: its rows of tiles; each list ends with rows = 0 */                     \
     W(x_d)                                                                                                             \
-    W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d) W(n_h)
+    W(y) W(y_d) W(y_h) W(y_w) W(y_row) W(n_d) W(n_h)                                                                   \
+    W(ahead)                   /* of an image too large for the caches: from what a tile reads first to what the next row of */ \
+    W(ahead_lines) W(ahead_line) /* tiles is the first to read; lines of that for each row of a tile, and between them */
 
 /* Tiles side by side: output rows of each, where they begin, and the tiles; the list of these ends with groups = 0. */
 #define PLANE_ROW_WORDS(W) W(rows) W(x) W(y) W(tiles)
@@ -166,7 +168,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(tasks) W(band)           /* bands of each block of channels; their rows */                                       \
     W(blocks) W(piece)         /* blocks of channels, and channels that are summed together */                         \
     W(on_lines)                /* whether pixels are whole vectors apart, and those may be on lines of the cache */    \
-    W(k_block) W(activation)
+    W(k_block) W(activation)                                                                                           \
+    W(ahead) W(x_row)          /* of an image too large for the caches, or 0: elements that an output row is the first to read; those of a line */
 
 /* A sum of depthwise_pixels: map_d[t * n + q] is the offset of tap t for output q, -1 in the padding; w_rows the weights
  * of each (tap of D, tap of H), and w_step lies between those of a column. */

@@ -8,6 +8,7 @@ from helpers import integers, run
 
 import fastconv
 from fastconv import config
+from fastconv.lowering import depthwise, pixels
 
 pytestmark = pytest.mark.usefixtures("exact_kernels")
 
@@ -89,3 +90,18 @@ def test_few_channels_that_come_last_equal_the_oracle(backend, isa, channels, pa
             with config.limit_isa(isa) if isa else config.threads(2):
                 actual = run(backend, *call, **options, activation="relu6")
             np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("variant", ["conv2d", "conv_transpose2d"])
+def test_rows_fetched_ahead_change_nothing(backend, variant, layout, monkeypatch):
+    """As of images larger than any cache, here of small ones."""
+    for module in (depthwise, pixels):
+        monkeypatch.setattr(module, "BEYOND_CACHES", 0)
+    rng = np.random.default_rng(0)
+    for kernel, stride, dilation, padding in GEOMETRIES:
+        x = integers(rng, (2, CHANNELS, 23, 41) if layout == "NCHW" else (2, 23, 41, CHANNELS), np.float32)
+        w = integers(rng, (CHANNELS, 1, *kernel), np.float32)
+        options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": CHANNELS}
+        expected = run("numpy", variant, x, w, **options, layout=layout)
+        np.testing.assert_array_equal(run(backend, variant, x, w, **options, layout=layout), expected)

@@ -10,7 +10,7 @@ from .columns import STRIDED, STRIDED_BYTES, TILE_ROWS, AllReads, Columns, Plane
 from .dense import add_bias_only, unaliased
 from .geometry import Axes, Axis, Image, Sums, axes_of, input_strides, output_strides, sums_of
 from .pixels import lower_pixels, pays_to_turn
-from .program import ENOUGH_TASKS, WORDS, Builder, Engines, Operand, Words, round_up
+from .program import BEYOND_CACHES, ENOUGH_TASKS, WORDS, Builder, Engines, Operand, Words, round_up
 
 __all__ = ["lower_depthwise", "lower_planes"]
 
@@ -82,6 +82,7 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
         rows = PlaneRows(b, columns, y)
         lists = [rows.of_band(i * band, min(band, s[1].count - i * band)) for i in range(bands)]
         x_band = band * reads[0][1].step
+        ahead = _ahead(b, columns, reads[0][1], source[3]) if in_place else (0, 0, 0)
         records.append(
             {
                 "x_row": columns.x_row,
@@ -96,6 +97,7 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
                 "n_d": s[0].count,
                 "n_h": s[1].count,
             }
+            | dict(zip(("ahead", "ahead_lines", "ahead_line"), ahead, strict=True))
         )
     copies = 0
     if not in_place and not any(axis.has_borders for axis in axes):
@@ -156,6 +158,17 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
     )
     b.stage("depthwise_planes", p.in_channels * bands, words)
     return band, Image(y_d, 0, y_h, y_w, y_channel, d.out, band)
+
+
+def _ahead(b: Builder, columns: Columns, rows: Reads, line: int) -> tuple[int, int, int]:
+    """Return where the lines are that a row of tiles is the first to read, from those of the one before; zeros if all is near."""
+    if b.problem.bytes <= BEYOND_CACHES:
+        return 0, 0, 0
+    step, between = (
+        columns.row_step * rows.step,
+        line if columns.row_step == 1 else columns.row_step * rows.step,
+    )
+    return (TILE_ROWS - 1) * step + int(rows.at.max()) + between, step // between, between
 
 
 def _phases(axes: Axes) -> Iterator[list[Sums]]:

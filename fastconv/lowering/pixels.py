@@ -18,7 +18,7 @@ from .geometry import (
     output_strides,
     sums_of,
 )
-from .program import ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
+from .program import BEYOND_CACHES, ENOUGH_TASKS, K_BLOCK, WORDS, Builder, Operand, Words, round_up
 
 __all__ = ["MIN_PIXELS", "STRIP_BYTES", "lower_pixels", "pays_to_turn", "pixel_tiles"]
 
@@ -257,9 +257,19 @@ def _add_sums(
         on_lines=int(_on_lines(b)),
         k_block=K_BLOCK,
         activation=b.engines.activation(p),
+        ahead=_new_lines(b, axes) * strides[1] if strip_pixels == axes[2].out else 0,
+        x_row=strides[1],
     )
     b.stage("depthwise_pixels", tasks * blocks, words)
     return band
+
+
+def _new_lines(b: Builder, axes: Axes) -> int:
+    """Return how many lines an output row is the first to read, 0 if the image is near or a single row."""
+    p = b.problem
+    if p.bytes <= BEYOND_CACHES or axes[1].out == 1:
+        return 0
+    return p.stride[-2] if p.variant == "conv" else 1
 
 
 def _bias_of_pixels(b: Builder, beside: int) -> Operand:

@@ -8,6 +8,7 @@ addresses of their pixels, in which padding is a pixel of zeros.
 from numba import int64
 
 from .columns import HALF, MAX_ROWS, PAIRED, SECOND, column_tiles, columns, halves, pixel_tiles, pixels
+from .dense import CACHE_LINE
 from .epilogue import LINEAR, RELU6, finish_lanes, finish_row
 from .halo import copy_rows, fill_row
 from .moves import clear, copy, copy_strided, load_some, merge
@@ -19,6 +20,7 @@ from .simd import (
     helper,
     integers,
     lanes,
+    prefetch,
     real,
     reals,
     records,
@@ -99,6 +101,11 @@ def sum_band(a, shapes, sums, lines, image, o, band, scratch, c, state):
                 x_r, y_r = x + row.x, to + row.y
                 while tiles[t].groups:
                     tile = tiles[t]
+                    if s.ahead:
+                        for i in range(row.rows * s.ahead_lines):
+                            prefetch(x_r + (tile.x + s.ahead + i * s.ahead_line))
+                        for i in range(row.rows, 2 * row.rows):
+                            prefetch(y_r + (tile.y + i * s.y_row))
                     if direct and tile.blocks == 1:
                         columns(
                             shapes, row.rows, tile.size, integers(tile.groups), x_r + tile.x, s.x_row, w, s.w_step,
@@ -274,6 +281,17 @@ def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, s
 
 
 @helper
+def pixels_ahead(a, s, rows, number, tiles, y):
+    """Fetch what the next row is the first to read of a large image, and its place: the share of one tile of this row."""
+    line = CACHE_LINE // bytes_each(y)
+    x = reals(a, rows[2 * rows[0] - 1]) + a.x_row
+    for i in range(a.ahead * number // s.tile_count, a.ahead * (number + 1) // s.tile_count, line):
+        prefetch(x + i)
+    for i in range(0, tiles[number].pixels * s.y_row, line):
+        prefetch(y + (s.y_h + i))
+
+
+@helper
 def pixel_strip(
     a, shapes, s, first_row, row_count, tile, tile_end, rows, lists, channel, end, shift, y, one_row, c, state
 ):
@@ -287,6 +305,8 @@ def pixel_strip(
         for t in range(tile, tile_end):
             count, y_t, rows_t = tiles[t].pixels, y_r + tiles[t].y, rows + r * a.row_words
             columns_t, blocks = integers(tiles[t].columns), int64(1)
+            if a.ahead and channel == 0 and rows_t[0]:
+                pixels_ahead(a, s, rows_t, t, tiles, y_t)
             if tiles[t].list >= 0:
                 made = lists + (r * a.list_words + tiles[t].list)
                 rows_t, columns_t, blocks = one_row, made + 1, made[0]
