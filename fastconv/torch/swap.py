@@ -58,7 +58,7 @@ class Replacement:
         return iter(self.layers)
 
     def __repr__(self) -> str:
-        return f"<fastconv.torch.Replacement of {len(self)} layers: {', '.join(map(repr, self))}>"
+        return f"<fastconv.torch.Replacement of {len(self)} layers: {', '.join(name or 'the module itself' for name in self)}>"
 
 
 def replace(module: torch.nn.Module) -> Replacement:
