@@ -147,6 +147,8 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
     FN(run) runs[MAX_PIXEL_BLOCK], sources[1];
     for (int64_t task = begin; task < end; task++) {
         FN(dense_task) t = FN(dense_decode)(a, task);
+        if (t.pixels <= 0) /* fewer images than share a task */
+            continue;
         const sum_words *sum = t.sum;
         const real *x = (const real *)a->x + t.image * a->x_image + t.group * a->x_group + sum->x;
         const real *w = (const real *)a->w + sum->w + t.group * sum->w_group;
@@ -249,6 +251,8 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
         steps[i] = i * a->w_width;
     for (int64_t task = begin; task < end; task++) {
         FN(dense_task) t = FN(dense_decode)(a, task);
+        if (t.pixels <= 0) /* fewer images than share a task */
+            continue;
         const sum_words *sum = t.sum;
         const real *x = (const real *)a->x + t.image * a->x_image + t.group * a->x_group + sum->x;
         const real *w = (const real *)a->w + sum->w + t.group * sum->w_group + t.chunk * sum->w_block;

@@ -51,6 +51,8 @@ static void FN(dense_seven)(const int64_t *words, int64_t begin, int64_t end, in
     }
     for (int64_t task = begin; task < end; task++) {
         FN(dense_task) t = FN(dense_decode)(a, task);
+        if (t.pixels <= 0) /* fewer images than share a task */
+            continue;
         const sum_words *sum = t.sum;
         const real *x = (const real *)a->x + t.image * a->x_image + sum->x;
         int64_t parts = sum->taps / a->depth * ((a->depth + a->k_block - 1) / a->k_block);

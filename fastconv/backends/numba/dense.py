@@ -170,6 +170,8 @@ def dense_rows(a, begin, end, thread):
     partial = panel + (a.k_block * tile_vectors(a) * lanes(a) + lanes(a))
     for task in range(begin, end):
         s, image, group, first_pixel, chunk, task_pixels = dense_decode(a, task)
+        if task_pixels <= 0:  # fewer images than share a task
+            continue
         part = records(a, a.sums, "sum")[s]
         x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
         w = reals(a, a.w) + (part.w + group * part.w_group)
@@ -268,6 +270,8 @@ def dense_lanes(a, begin, end, thread):
         steps[i] = i * a.w_width
     for task in range(begin, end):
         s, image, group, first_pixel, chunk, pixels = dense_decode(a, task)
+        if pixels <= 0:  # fewer images than share a task
+            continue
         part = records(a, a.sums, "sum")[s]
         x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
         w = reals(a, a.w) + (part.w + group * part.w_group + chunk * part.w_block)

@@ -63,6 +63,8 @@ def dense_seven(a, begin, end, thread):
         steps[i] = i * width
     for task in range(begin, end):
         s, image, _, first_pixel, chunk, pixels = dense_decode(a, task)
+        if pixels <= 0:  # fewer images than share a task
+            continue
         part = records(a, a.sums, "sum")[s]
         x = reals(a, a.x) + (image * a.x_image + part.x)
         pieces = part.taps // a.depth * ((a.depth + a.k_block - 1) // a.k_block)
