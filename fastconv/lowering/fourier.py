@@ -337,6 +337,8 @@ def _add_sums(
         blocks=blocks,
         piece=pieces * b.lanes,
         on_lines=0,
+        ahead=0,
+        x_row=0,
         k_block=K_BLOCK,
         activation=0,
     )
