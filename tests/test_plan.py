@@ -317,7 +317,6 @@ def test_calls_do_not_lose_memory(op, backend):
     assert resident_bytes() - before < allowed
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 # In a process of its own: one that has run many tests gives memory back when it likes.
 LONG_SOUNDS = """
 import os, sys
@@ -339,6 +338,7 @@ print(resident_bytes() - before)
 """
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_remembered_calls_do_not_fill_the_memory(backend):
     """Sounds are long, and no two of one length; the tables of a call take eight bytes or more a sample."""
     assert int(python(LONG_SOUNDS, backend)) < 50 << 20
