@@ -1,8 +1,8 @@
 /* The dense product by seven products of quarters in place of eight: see strassen.h. Pixels have two halves, as have
- * output channels, which are in the vectors, and each block of a tap's channels. Weights and their sums are there; those of pixels are made
- * by each task. (With pixels in the vectors, planes needed not be turned, but sums were made of
- * stitched panels, and halves of small planes fill no whole tiles: 1.0 to 1.4 times the time of eight products from 28x28 to
- * 7x7 pixels, where this takes .91 to .97.)
+ * output channels, which are in the vectors, and each block of a tap's channels. Weights and their sums are there; those
+ * of pixels are made by each task. (With pixels in the vectors, planes needed not be turned, but sums were made of
+ * stitched panels, and halves of small planes fill no whole tiles: 1.0 to 1.4 times the time of eight products from
+ * 28x28 to 7x7 pixels, where this takes .91 to .97.)
  */
 
 #define SEVEN 7

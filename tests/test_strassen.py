@@ -26,6 +26,7 @@ class TestSevenProducts:
         )
         found = [k for k in fastconv.kernels(op, backend=backend) if k.name.endswith("_strassen")]
         if not found:
+            assert backend not in ("cython", "numba")
             pytest.skip(f"{backend} multiplies quarters eight times")
         assert found[0].refuse(problem) is None
         y = np.empty(problem.output_shape, x.dtype)

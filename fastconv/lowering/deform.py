@@ -147,15 +147,9 @@ class Cut:
         widest = min(vectors * lanes, round_up(outputs, lanes))
         if seven:
             width = max(w for w in range(lanes, widest + 1, lanes) if outputs % (2 * w) == 0)
-            most = max(min(PAIRS_TILE, MOST_POINTS // p.taps, math.prod(p.output_size) + 1) // 2, 1)
-            return cls(
-                2 * cut_pairs(math.prod(p.output_size), most, rows),
-                1,
-                tap_block,
-                width,
-                outputs // width,
-                seven=True,
-            )
+            most = max(min(PAIRS_TILE, MOST_POINTS // p.taps, pixels + 1) // 2, 1)
+            tile = 2 * cut_pairs(pixels, most, rows)
+            return cls(tile, 1, tap_block, width, outputs // width, seven=True)
         few = 0 if p.prepared or tap_block < p.taps else _few_vectors(p, lanes)
         if few:
             # Output channels are rows of the tile, and those of a split whole tiles.

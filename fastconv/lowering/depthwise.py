@@ -164,10 +164,8 @@ def _ahead(b: Builder, columns: Columns, rows: Reads, line: int) -> tuple[int, i
     """Return where the lines are that a row of tiles is the first to read, from those of the one before; zeros if all is near."""
     if b.problem.bytes <= BEYOND_CACHES:
         return 0, 0, 0
-    step, between = (
-        columns.row_step * rows.step,
-        line if columns.row_step == 1 else columns.row_step * rows.step,
-    )
+    step = columns.row_step * rows.step
+    between = line if columns.row_step == 1 else step
     return (TILE_ROWS - 1) * step + int(rows.at.max()) + between, step // between, between
 
 

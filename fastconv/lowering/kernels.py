@@ -93,11 +93,8 @@ OVERHEAD = 2e-6
 DENSE_FLOPS = 115e9
 DENSE_OVERHEAD = 0.8e-6
 DENSE_STEPS = 4.8
-SUMMED_ROWS, JOINED_PRODUCTS, HALF_STEPS = (
-    5.0,
-    5.0,
-    8.0,
-)  # of quarters: in outputs, in products, and of their tiles
+# What sums of quarters take, in outputs; what products of theirs take to be put together; and their shorter tiles.
+SUMMED_ROWS, JOINED_PRODUCTS, HALF_STEPS = 5.0, 5.0, 8.0
 PACK_BYTES = 22e9
 WINOGRAD_FLOPS = 130e9
 WINOGRAD_OVERHEAD = 1.4e-6
