@@ -202,6 +202,8 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                         c += (o - first) * c_row + from * LANES;
                     else
                         c_row = width;
+                    if (!held && kb == k_blocks - 1)
+                        FN(expect_rows)(rows, runs, found, y + o * a->y_channel, a->y_channel, sum->y_w);
                     FN(tiles)[rows][nv](count, row, w_offsets + k, columns, column_offsets, c, c_row, kb > 0);
                     if (!held && kb == k_blocks - 1)
                         FN(leave_rows)(a, &t, o, rows, c, c_row, width, runs, found, y);

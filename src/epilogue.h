@@ -127,6 +127,19 @@ static void FN(store_rows)(const real *c, int64_t c_row, int64_t rows, const FN(
     }
 }
 
+/* Ask for the lines that store_rows will write, while the sums are made. */
+INLINE void FN(expect_rows)(int64_t rows, const FN(run) *runs, int64_t run_count, const real *y, int64_t y_channel, int64_t y_w)
+{
+    if (y_w != 1)
+        return;
+    for (int64_t r = 0; r < rows; r++, y += y_channel)
+        for (int64_t s = 0; s < run_count; s++) {
+            for (int64_t i = 0; i < runs[s].count; i += CACHE_LINE / (int64_t)sizeof(real))
+                __builtin_prefetch(y + runs[s].y + i, 1, 3);
+            __builtin_prefetch(y + runs[s].y + runs[s].count - 1, 1, 3);
+        }
+}
+
 /* The way out of [pixel][channel] results: finished in place, then copied, or turned where channels come first. */
 static void FN(leave_lanes)(real *c, int64_t width, int64_t pixels, int64_t channels, const FN(run) *runs, int64_t run_count,
                             const real *bias, int64_t activation, real *turned, int64_t turned_row, real *y, int64_t y_channel,
