@@ -202,7 +202,7 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                         c += (o - first) * c_row + from * LANES;
                     else
                         c_row = width;
-                    if (!held && kb == k_blocks - 1)
+                    if (a->ahead && kb == k_blocks - 1)
                         FN(expect_rows)(rows, runs, found, y + o * a->y_channel, a->y_channel, sum->y_w);
                     FN(tiles)[rows][nv](count, row, w_offsets + k, columns, column_offsets, c, c_row, kb > 0);
                     if (!held && kb == k_blocks - 1)
@@ -279,6 +279,8 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
                 columns = panel;
                 column_offsets = steps;
             }
+            if (a->ahead && kb == k_blocks - 1)
+                FN(expect_rows)(channels, runs, found, y, a->y_channel, sum->y_w);
             int64_t next = k + count, ahead = fetched && next < sum->taps ? (sum->taps - next < count ? sum->taps - next : count) : 0;
             for (int64_t p = 0; p < t.pixels; p += LANE_ROWS) {
                 int64_t rows = t.pixels - p < LANE_ROWS ? t.pixels - p : LANE_ROWS;

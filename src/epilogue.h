@@ -127,16 +127,17 @@ static void FN(store_rows)(const real *c, int64_t c_row, int64_t rows, const FN(
     }
 }
 
-/* Ask for the lines that store_rows will write, while the sums are made. */
+/* Ask for the lines that rows will be written to, while their sums are made: these lie in so many planes that the processor
+ * foresees none (64 planes of 255x255, 9x9 taps: 12.8 and not 22.7 ms with AVX2). */
 INLINE void FN(expect_rows)(int64_t rows, const FN(run) *runs, int64_t run_count, const real *y, int64_t y_channel, int64_t y_w)
 {
-    if (y_w != 1)
-        return;
-    for (int64_t r = 0; r < rows; r++, y += y_channel)
+    int64_t line = CACHE_LINE / (int64_t)sizeof(real), step = y_w < line ? line / y_w : 1;
+    for (int64_t r = 0; r < rows; r++)
         for (int64_t s = 0; s < run_count; s++) {
-            for (int64_t i = 0; i < runs[s].count; i += CACHE_LINE / (int64_t)sizeof(real))
-                __builtin_prefetch(y + runs[s].y + i, 1, 3);
-            __builtin_prefetch(y + runs[s].y + runs[s].count - 1, 1, 3);
+            const real *to = y + r * y_channel + runs[s].y;
+            for (int64_t i = 0; i < runs[s].count; i += step)
+                __builtin_prefetch(to + i * y_w, 1, 2);
+            __builtin_prefetch(to + (runs[s].count - 1) * y_w, 1, 2);
         }
 }
 

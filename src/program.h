@@ -70,6 +70,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */            \
     W(by_groups)               /* whether neighbouring tasks are pixels of a group, and not groups that share pixels */ \
     W(in_turn)                 /* sums take turns, task by task: they share pixels and cache lines of the output */    \
+    W(ahead)                   /* whether lines of the output are asked for while what goes there is summed */         \
     W(seven)                   /* sums of quarters of the weights; a chunk is of pairs of blocks then */                \
     W(depth)                   /* channels of a tap, which lie side by side then */
 
@@ -91,6 +92,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(parts)                   /* tasks that share a block of tiles */                                                 \
     W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
     W(in_a_row)                /* blocks of tiles of one sum and group that follow each other: its weights stay in L2 */ \
+    W(ahead)                   /* whether lines of the output are asked for before they are written */                 \
     W(block_sources)           /* most sources that a block has */                                                     \
     W(v)                       /* transformed inputs of each task [point], or 0: a task makes its own */               \
     W(v_row)                   /* elements from a source to the next in a matrix of transformed inputs */              \

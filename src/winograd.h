@@ -466,13 +466,16 @@ static void FN(winograd)(const int64_t *words, int64_t begin, int64_t end, int64
                            tile[together].row == tile->row)
                         together++;
                     int64_t y_tile = (w->y_next ? 1 : m) * width, y_pixel = (w->y_next ? together : 1) * width;
+                    int64_t more = FN(winograd_runs)(w, tile, together, at, image * w->y_image + tile->y, runs + found);
+                    if (w->ahead)
+                        FN(expect_rows)(channels, runs + found, more, y, w->y_channel, w->y_next ? w->y_next : w->y_w);
                     for (int64_t n = 0; n < together; n++) {
                         real *yt = leaving + at * width + n * y_tile;
                         if (!f->output(sums + (done + n) * width, point, channels, yt, together * m * width, y_pixel))
                             FN(winograd_direct)(w, t.sum, x + image * w->x_image + ((const int64_t *)t.sum->sources)[tile[n].source],
                                                 weight + o * w->w_row, channels, panel, yt, together * m * width, y_pixel);
                     }
-                    found += FN(winograd_runs)(w, tile, together, at, image * w->y_image + tile->y, runs + found);
+                    found += more;
                     at += together * pixels;
                     done += together;
                 }

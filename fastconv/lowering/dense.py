@@ -486,6 +486,7 @@ class DensePlan:
             direct=int(self.direct),
             by_groups=int(p.layout == "NCHW"),
             in_turn=int(in_turn),
+            ahead=b.writes_far(),
             seven=self.seven,
             depth=self.c,
         )

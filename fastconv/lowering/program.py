@@ -21,6 +21,8 @@ K_BLOCK = 128
 # Bytes of input and output, all images together, that no level of cache holds for long: with 9.6 MB fetching rows ahead
 # takes a tenth more time, with four times as much less than half the time.
 BEYOND_CACHES = 14 << 20
+# Bytes of output, all images together, that leave L2 while they are written.
+BEYOND_L2 = 2 << 20
 # More tasks than this for an image are enough to keep threads busy.
 ENOUGH_TASKS = 8
 # Weights of one task of the packing stage, along k.
@@ -39,12 +41,12 @@ _PACK = "x y offsets places count groups rows width blocks pieces by_blocks x_gr
 _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
     "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct by_groups "
-    "in_turn seven depth"
+    "in_turn ahead seven depth"
 )
 _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
     "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
-    "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block in_a_row block_sources v v_row "
+    "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block in_a_row ahead block_sources v v_row "
     "width w_width w_block w_point k_block activation columns weight_group w_row"
 )
 _WINOGRAD_SUM = "tiles tile_count sources source_count w points terms w_offsets x_offsets"
@@ -297,6 +299,14 @@ class Builder:
         """Run as many images at a time as keep their scratch in cache, a multiple of `multiple`."""
         most = max(CHUNK_BYTES // max(image_bytes, 1) // multiple, 1) * multiple
         self.images_per_chunk = min(self.images_per_chunk, most)
+
+    def writes_far(self) -> int:
+        """Return 1 if the output is planes that leave L2 while they are written, whose lines are worth asking for, else 0.
+
+        With less the questions take up to a tenth of the time themselves. Channels last, the processor foresees the lines.
+        """
+        p = self.problem
+        return int(p.layout == "NCHW" and math.prod(p.output_shape) * self.itemsize > BEYOND_L2)
 
     def scratch(self, image_elements: int, slack: int, what: str = "") -> Operand:
         """Reserve scratch for a chunk of images, with `slack` elements behind it."""

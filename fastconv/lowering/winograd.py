@@ -631,6 +631,7 @@ class WinogradPlan:
             sum_count=len(records),
             block=self.block,
             in_a_row=self.in_a_row,
+            ahead=b.writes_far(),
             block_sources=self.block_sources,
             v=0,
             v_row=self.v_row,

@@ -10,7 +10,7 @@ channels a group the stitching would not pay, and the vectors read the image in 
 
 from numba import int64
 
-from .epilogue import finish_row, leave_lanes, store_rows
+from .epilogue import CACHE_LINE, expect_rows, finish_row, leave_lanes, store_rows
 from .moves import copy, copy_over
 from .pack import pack_block
 from .simd import (
@@ -42,7 +42,6 @@ from .tile import (
 # Weights that no L2 holds.
 BEYOND_CACHE = 1 << 20
 LEAST_LINE = 8  # elements of a cache line
-CACHE_LINE = 64  # bytes
 
 
 @helper
@@ -222,6 +221,8 @@ def dense_rows(a, begin, end, thread):
                         c = partial + ((o - first) * c_row + start * lanes(a))
                     else:
                         c_row = width
+                    if a.ahead and kb == k_blocks - 1:
+                        expect_rows(rows, runs, found, y + o * a.y_channel, a.y_channel, part.y_w)
                     tile(tiles, rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
                     if not held and kb == k_blocks - 1:
                         leave_rows(a, part, group, o, rows, c, c_row, pixels, runs, found, y)
@@ -294,6 +295,8 @@ def dense_lanes(a, begin, end, thread):
                 places = integers(part.w_places) + k
                 pack_block(panel, a.w_width, w, a.w_row, channels, w_offsets + k, places, count)
                 columns, column_offsets = panel, steps
+            if a.ahead and kb == k_blocks - 1:
+                expect_rows(channels, runs, found, y, a.y_channel, part.y_w)
             ahead = 0
             if a.w_row and a.groups * a.channels * part.taps > BEYOND_CACHE:
                 ahead = min(part.taps - k - count, count)

@@ -9,10 +9,11 @@ array in place: silu, gelu and the functions of users cost one small compilation
 
 from ...lowering.program import ACTIVATION_CODES
 from .moves import copy, copy_spread, copy_strided, load_some, transpose
-from .simd import at_least, at_most, call, helper, lanes, load, splat, store
+from .simd import at_least, at_most, bytes_each, call, helper, lanes, load, prefetch, splat, store
 
 LINEAR, RELU, RELU6, HARDSWISH = (ACTIVATION_CODES[name] for name in (None, "relu", "relu6", "hardswish"))
 LAST_CODE = max(ACTIVATION_CODES.values())
+CACHE_LINE = 64  # bytes
 
 
 @helper
@@ -69,6 +70,19 @@ def store_rows(c, c_row, rows, runs, run_count, y, y_channel, y_w):
                     copy_spread(to, source, run.count)
                 else:
                     copy_strided(to, y_w, source, 1, run.count)
+
+
+@helper
+def expect_rows(rows, runs, run_count, y, y_channel, y_w):
+    """Ask for the lines that `rows` rows will be written to, while their sums are made."""
+    step = max(CACHE_LINE // bytes_each(y) // y_w, 1)
+    for r in range(rows):
+        for s in range(run_count):
+            run = runs[s]
+            to = y + (r * y_channel + run.y)
+            for i in range(0, run.count, step):
+                prefetch(to + i * y_w)
+            prefetch(to + (run.count - 1) * y_w)
 
 
 @helper

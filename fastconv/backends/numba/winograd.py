@@ -14,7 +14,7 @@ A NaN or inf spreads over its whole tile here. A tile that holds one is summed a
 from collections import namedtuple
 
 from .dense import BEYOND_CACHE, prefetch_part, short_panels
-from .epilogue import leave_lanes
+from .epilogue import expect_rows, leave_lanes
 from .moves import clear
 from .simd import (
     address,
@@ -227,13 +227,13 @@ def winograd_products(a, multiply, of, task, vectors, v, w, sums):
 
 
 @helper
-def winograd_runs(a, tiles, together, at, y, runs, found):
+def winograd_runs(a, tiles, together, at, y, runs):
     """Where the pixels of tiles go that leave together, `together` of them side by side.
 
     They lie as whole rows of pixels, tile by tile, or with `y_next`, where tiles interleave, first the first pixel
-    of each. Returns how many runs there are then.
+    of each. Returns how many runs that is.
     """
-    m = a.outputs
+    m, found = a.outputs, 0
     for h in range(tiles.rows):
         begin, y_row = at + h * together * m, y + h * a.y_h
         if a.y_next:
@@ -252,7 +252,7 @@ def winograd_runs(a, tiles, together, at, y, runs, found):
 
 
 @helper
-def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
+def winograd_leave(a, tables, of, task, begin, end, x, w, y, channels, work, runs):
     """The outputs of some tiles; those of one row of tiles lie side by side.
 
     Returns how many pixels, and in how many runs.
@@ -267,6 +267,9 @@ def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
             done + together < end and number + together < of.tile_count and tiles[together].row == tiles.row
         ):
             together += 1
+        more = winograd_runs(a, tiles, together, at, image * a.y_image + tiles.y, runs[found])
+        if a.ahead:
+            expect_rows(channels, runs[found], more, y, a.y_channel, a.y_next if a.y_next else a.y_w)
         y_row, y_tile, y_pixel = together * m * a.width, m * a.width, a.width
         if a.y_next:
             y_tile, y_pixel = a.width, together * a.width
@@ -278,7 +281,7 @@ def winograd_leave(a, tables, of, task, begin, end, x, w, channels, work, runs):
             ):
                 source = x + (image * a.x_image + integers(of.sources)[tiles[n].source])
                 winograd_direct(a, tables.multiply, of, source, w, channels, work.panel, to, y_row, y_pixel)
-        found = winograd_runs(a, tiles, together, at, image * a.y_image + tiles.y, runs, found)
+        found += more
         at += together * ranked(m, a.rank)
         done += together
     return at, found
@@ -311,7 +314,7 @@ def winograd(a, begin, end, thread):
             b = bias + (task.group * a.channels + o)
             for i in range(0, task.count, leaving):
                 last, w_o = min(i + leaving, task.count), weight + o * a.w_row
-                pixels, found = winograd_leave(a, tables, of, task, i, last, x, w_o, channels, work, runs)
+                pixels, found = winograd_leave(a, tables, of, task, i, last, x, w_o, y, channels, work, runs)
                 leave_lanes(
                     work.leaving, a.width, pixels, channels, runs, found, b, a.b != 0, a.activation,
                     work.turned, turned_row, y, a.y_channel, a.y_next if a.y_next else a.y_w,
