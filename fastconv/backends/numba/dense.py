@@ -215,11 +215,11 @@ def dense_rows(a, begin, end, thread):
                 pixel = first_pixel + start * lanes(a)
                 pixels = min(task_pixels - start * lanes(a), width)
                 columns, column_offsets = panel, steps
-                found = (
-                    line_runs(part, pixel, pixels, runs)
-                    if a.direct
-                    else pixel_runs(a, part, pixel, pixels, runs)
-                )
+                found = int64(0)
+                if not a.direct:
+                    found = pixel_runs(a, part, pixel, pixels, runs)
+                elif not held:  # else found at the end
+                    found = line_runs(part, pixel, pixels, runs)
                 if a.direct and elements_before(x + (pixel + of.x_most), a.x_end) >= width:
                     columns, column_offsets = x + pixel, x_offsets + k
                 else:
