@@ -4,6 +4,7 @@
  * rows included, which is dropped on the way out. Where that would be too much rubbish, it stitches a panel [k][pixels]
  * of one tile's width for each K block, about 24 KB that stay in L1 while every block of output channels passes over it.
  * (A first tile that stores the panel it reads directly, for the others to read, was no faster than reading directly.)
+ * Both phases of a row that a transposed convolution of stride 2 writes are summed by one task, and leave zipped.
  * dense_lanes puts output channels into the vectors and broadcasts pixels from the image through the table. Weights that
  * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
  * all of them first took half as long as the product.
@@ -33,12 +34,12 @@ INLINE FN(dense_task) FN(dense_decode)(const dense_words *a, int64_t task)
     if (a->in_turn) {
         t.chunk = rest % a->chunks;
         rest /= a->chunks;
-        t.sum = sums + rest % a->sum_count;
+        t.sum = sums + rest % a->sum_count * a->together;
         rest /= a->sum_count;
     } else {
-        while (sums[s].task_begin > rest)
+        while (sums[s * a->together].task_begin > rest)
             s--;
-        t.sum = sums + s;
+        t.sum = sums + s * a->together;
         rest -= t.sum->task_begin;
         t.chunk = rest % a->chunks;
         rest /= a->chunks;
@@ -108,6 +109,12 @@ INLINE int64_t FN(line_runs)(const sum_words *sum, int64_t position, int64_t cou
     return found;
 }
 
+/* The runs of a task's pixels, however they are counted. */
+INLINE int64_t FN(task_runs)(const dense_words *a, const FN(dense_task) *t, FN(run) *runs)
+{
+    return a->direct ? FN(line_runs)(t->sum, t->pixel, t->pixels, runs) : FN(pixel_runs)(a, t->sum, t->pixel, t->pixels, runs);
+}
+
 /* panel[k][0..width) from the image. Whole vectors are copied from left to right, so that a run covers what the one
  * before wrote too much; where that would read past the end of the array, elements are copied singly. */
 static void FN(stitch)(real *panel, int64_t width, const real *x, const real *x_end, const int64_t *offsets, int64_t count,
@@ -128,14 +135,25 @@ static void FN(stitch)(real *panel, int64_t width, const real *x, const real *x_
 
 #define MAX_WIDTH (TILE_VECTORS * LANES)
 
-/* The sums of some channels of a group leave, by runs of pixels. */
-INLINE void FN(leave_rows)(const dense_words *a, const FN(dense_task) *t, int64_t channel, int64_t rows, real *c, int64_t c_row,
-                           int64_t width, const FN(run) *runs, int64_t run_count, real *y)
+/* The sums of some channels of a group leave, by runs of pixels; `next`, if not null, has the pixels between them. */
+INLINE void FN(leave_rows)(const dense_words *a, const FN(dense_task) *t, int64_t channel, int64_t rows, real *c, real *next,
+                           int64_t c_row, int64_t width, const FN(run) *runs, int64_t run_count, real *y)
 {
     const real *bias = (const real *)a->b;
     if (bias || a->activation)
+        for (int64_t r = 0; r < rows; r++) {
+            real b = bias ? bias[t->group * a->channels + channel + r] : 0;
+            FN(finish_row)(c + r * c_row, width, b, a->activation);
+            if (next)
+                FN(finish_row)(next + r * c_row, width, b, a->activation);
+        }
+    if (next) {
         for (int64_t r = 0; r < rows; r++)
-            FN(finish_row)(c + r * c_row, width, bias ? bias[t->group * a->channels + channel + r] : 0, a->activation);
+            for (int64_t s = 0; s < run_count; s++)
+                FN(copy_zipped)(y + (channel + r) * a->y_channel + runs[s].y, c + r * c_row + runs[s].at,
+                                next + r * c_row + runs[s].at, runs[s].count);
+        return;
+    }
     FN(store_rows)(c, c_row, rows, runs, run_count, y + channel * a->y_channel, a->y_channel, t->sum->y_w);
 }
 
@@ -152,7 +170,6 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
         const sum_words *sum = t.sum;
         const real *x = (const real *)a->x + t.image * a->x_image + t.group * a->x_group + sum->x;
         const real *w = (const real *)a->w + sum->w + t.group * sum->w_group;
-        const int64_t *x_offsets = (const int64_t *)sum->x_offsets, *w_offsets = (const int64_t *)sum->w_offsets;
         real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + sum->y;
         /* Packed weights have a block of channels for each row of tiles: their steps to the next channel and block. */
         int64_t w_r = a->w_width > 1 ? 1 : sum->w_block, w_o = a->w_width > 1 ? sum->w_block / TILE_ROWS : sum->w_block;
@@ -162,22 +179,35 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
          * are held as well if they leave as rows, whose way is then found once (3 % of 72 products); turning them takes longer
          * than they do, and is better done between tiles. */
         real *partial = panel + a->k_block * MAX_WIDTH + LANES;
-        int64_t k_blocks = sum->taps > a->k_block ? (sum->taps + a->k_block - 1) / a->k_block : 1;
-        int64_t held = k_blocks == 1 && last - first <= TILE_ROWS && a->y_channel != 1;
-        int64_t whole = held || k_blocks > 1, c_row = a->pixel_block + LANES;
+        int64_t taps = sum->taps;
+        if (a->together == 2 && taps < sum[1].taps)
+            taps = sum[1].taps;
+        int64_t k_blocks = taps > a->k_block ? (taps + a->k_block - 1) / a->k_block : 1;
+        int64_t held = a->together == 2 || (k_blocks == 1 && last - first <= TILE_ROWS && a->y_channel != 1);
+        int64_t whole = held || k_blocks > 1, c_row = a->pixel_block + LANES, c_phase = (last - first) * c_row;
         /* Panels of equal width rather than full ones and a narrow last. */
         int64_t vectors = (t.pixels + LANES - 1) / LANES, panels = (vectors + TILE_VECTORS - 1) / TILE_VECTORS;
+        if (a->ahead && held) {
+            int64_t found = FN(task_runs)(a, &t, runs);
+            FN(expect_rows)(last - first, runs, found, y + first * a->y_channel, a->y_channel, sum->y_w);
+        }
         for (int64_t kb = 0; kb < k_blocks; kb++) {
-            int64_t k = kb * a->k_block, count = sum->taps - k < a->k_block ? sum->taps - k : a->k_block;
-            for (int64_t p = 0; p < panels; p++) {
+            int64_t k = kb * a->k_block;
+            for (int64_t n = 0; n < panels * a->together; n++) {
+                int64_t p = n / a->together, phase = n % a->together;
+                const int64_t *x_offsets = (const int64_t *)sum[phase].x_offsets, *w_offsets = (const int64_t *)sum[phase].w_offsets;
+                int64_t count = sum[phase].taps - k < a->k_block ? sum[phase].taps - k : a->k_block;
+                if (count <= 0 && kb > 0) /* the other phase has more taps */
+                    continue;
                 int64_t from = vectors * p / panels, nv = vectors * (p + 1) / panels - from, width = nv * LANES;
-                int64_t pixel = t.pixel + from * LANES, found, in_place = 0;
+                int64_t pixel = t.pixel + from * LANES, found = 0, in_place = 0;
                 int64_t pixels = t.pixels - from * LANES < width ? t.pixels - from * LANES : width;
                 const real *columns = panel;
                 const int64_t *column_offsets = steps;
                 if (a->direct) {
-                    found = FN(line_runs)(sum, pixel, pixels, runs);
-                    in_place = (const real *)a->x_end - (x + sum->x_most + pixel) >= width;
+                    if (!held) /* else found at the end (3 to 40 x 120x120, 3x3, stride 2: 2.3 and not 2.7 ms) */
+                        found = FN(line_runs)(sum, pixel, pixels, runs);
+                    in_place = (const real *)a->x_end - (x + sum[phase].x_most + pixel) >= width;
                     columns = x + pixel;
                     column_offsets = x_offsets + k;
                     sources[0] = (FN(run)){.x = pixel, .at = 0, .count = pixels, .y = 0};
@@ -185,8 +215,10 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                     found = FN(pixel_runs)(a, sum, pixel, pixels, runs);
                 }
                 if (!in_place) {
-                    FN(stitch)(panel, width, x, (const real *)a->x_end, x_offsets + k, count, a->direct ? sources : runs,
-                               a->direct ? 1 : found);
+                    /* Both phases of 2x2 taps read the same. */
+                    if (phase == 0 || sum[1].x_offsets != sum->x_offsets)
+                        FN(stitch)(panel, width, x, (const real *)a->x_end, x_offsets + k, count, a->direct ? sources : runs,
+                                   a->direct ? 1 : found);
                     for (int64_t i = 0; i < count; i++)
                         steps[i] = i * width;
                     columns = panel;
@@ -199,20 +231,20 @@ static void FN(dense_rows)(const int64_t *words, int64_t begin, int64_t end, int
                         row[r] = w + o * w_o + r * w_r;
                     real *c = partial;
                     if (whole)
-                        c += (o - first) * c_row + from * LANES;
+                        c += phase * c_phase + (o - first) * c_row + from * LANES;
                     else
                         c_row = width;
-                    if (a->ahead && kb == k_blocks - 1)
+                    if (a->ahead && !held && kb == k_blocks - 1)
                         FN(expect_rows)(rows, runs, found, y + o * a->y_channel, a->y_channel, sum->y_w);
                     FN(tiles)[rows][nv](count, row, w_offsets + k, columns, column_offsets, c, c_row, kb > 0);
                     if (!held && kb == k_blocks - 1)
-                        FN(leave_rows)(a, &t, o, rows, c, c_row, width, runs, found, y);
+                        FN(leave_rows)(a, &t, o, rows, c, 0, c_row, width, runs, found, y);
                 }
             }
         }
         if (held) {
-            int64_t found = a->direct ? FN(line_runs)(sum, t.pixel, t.pixels, runs) : FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs);
-            FN(leave_rows)(a, &t, first, last - first, partial, c_row, vectors * LANES, runs, found, y);
+            int64_t found = FN(task_runs)(a, &t, runs);
+            FN(leave_rows)(a, &t, first, last - first, partial, a->together == 2 ? partial + c_phase : 0, c_row, vectors * LANES, runs, found, y);
         }
     }
 }
@@ -265,6 +297,8 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
         real *y = (real *)a->y + t.image * a->y_image + t.group * a->y_group + first * a->y_channel + sum->y;
         /* Fetching what is in L2 already costs 5 %, and saves 10 % where weights come from beyond. */
         int64_t fetched = a->w_row && a->groups * a->channels * sum->taps > BEYOND_CACHE;
+        /* As for Winograd's panels (a tenth, of 512 channels of 7x7 pixels). */
+        int64_t far = SHORT_PANELS && !a->w_row && a->groups * a->channels * sum->taps > BEYOND_CACHE;
         int64_t found = FN(pixel_runs)(a, sum, t.pixel, t.pixels, runs);
         for (int64_t s = 0; s < found; s++)
             for (int64_t i = 0; i < runs[s].count; i++)
@@ -282,8 +316,11 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
             if (a->ahead && kb == k_blocks - 1)
                 FN(expect_rows)(channels, runs, found, y, a->y_channel, sum->y_w);
             int64_t next = k + count, ahead = fetched && next < sum->taps ? (sum->taps - next < count ? sum->taps - next : count) : 0;
+            const real *following = far && next < sum->taps ? w + w_offsets[next] : 0;
             for (int64_t p = 0; p < t.pixels; p += LANE_ROWS) {
                 int64_t rows = t.pixels - p < LANE_ROWS ? t.pixels - p : LANE_ROWS;
+                if (following)
+                    FN(prefetch_part)(following, (sum->taps - next < count ? sum->taps - next : count) * a->w_width, p, p + rows, t.pixels);
                 if (ahead)
                     FN(prefetch_rows)(w + w_offsets[next], a->w_row, channels * p / t.pixels, channels * (p + rows) / t.pixels, ahead);
                 FN(tiles)[rows][nv](count, pixel + p, x_offsets + k, columns, column_offsets, c + p * width, width, kb > 0);

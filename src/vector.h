@@ -273,6 +273,20 @@ INLINE void FN(copy_over)(real *y, const real *x, int64_t n)
         FN(store)(y + i, FN(load)(x + i));
 }
 
+/* The elements of a and b in turn, n of each. */
+INLINE void FN(copy_zipped)(real *restrict y, const real *restrict a, const real *restrict b, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        FN(store)(y + 2 * i, FN(zip_low)(FN(load)(a + i), FN(load)(b + i)));
+        FN(store)(y + 2 * i + LANES, FN(zip_high)(FN(load)(a + i), FN(load)(b + i)));
+    }
+    for (; i < n; i++) {
+        y[2 * i] = a[i];
+        y[2 * i + 1] = b[i];
+    }
+}
+
 INLINE void FN(add_to)(real *restrict y, const real *restrict x, int64_t n)
 {
     int64_t i = 0;

@@ -30,6 +30,10 @@ MOST_RUBBISH_OF_FEW = 1.35
 # The haloed image of a group, which shares L2 with what it is made of.
 GROUP_BYTES = 1 << 18
 ENOUGH_GROUPS = 6
+# What a block of pixels reads, in L1.
+NEAR_BYTES = 24 << 10
+# Weights that no L2 holds.
+FAR_WEIGHTS = 1 << 20
 # Behind a panel there is room for whole tiles: nothing ends there that reading must not pass.
 FAR = 1 << 62
 # With a smaller share of useful products, outputs at the borders are sums of their own, if those have pixels enough.
@@ -244,6 +248,7 @@ def add_bias_only(b: Builder) -> None:
         w_width=1,
         sums=b.records("sum", [dict.fromkeys(WORDS["sum"], 0) | sums]),
         sum_count=1,
+        together=1,
         pixel_block=pixel_block,
         k_block=1,
         by_groups=1,
@@ -274,12 +279,22 @@ class DensePlan:
         self.pixels = max(math.prod(axis.count for axis in s) for s in self.sums)
         # Small planes share a task, so that tiles are full; which pixels share one changes no result.
         self.images_per_task = max(PIXEL_BLOCK // 2 // self.pixels, 1)
+        self.together = 2 if self.zips_phases() else 1
         self.direct = False
         self.halo: tuple | None = None
         self.seven: int | Operand = 0
         # A K block is a block of channels with all their taps, if that fits.
         whole = max(self.channel_step(taps) * taps for taps in {self.taps_of(s) for s in self.sums})
         self.k_block = whole if in_lanes and K_BLOCK // 2 < whole <= K_BLOCK else K_BLOCK
+
+    def zips_phases(self) -> bool:
+        """Whether a task has both phases of rows that a transposed convolution of stride 2 writes.
+
+        They leave zipped, in whole vectors, where each alone writes every second pixel of a row.
+        """
+        w = self.axes[2]
+        both = len(w.sums) == 2 and w.sums[0].step == 2 and w.sums[0].count == w.sums[1].count
+        return both and not self.in_lanes and self.p.layout == "NCHW" and self.p.variant == "conv_transpose"
 
     def taps_of(self, s: Sums) -> int:
         return math.prod(len(axis.taps) for axis in s)
@@ -297,7 +312,9 @@ class DensePlan:
             size = self.image.size
             self.x_channel = size if in_place else unaliased(size, b.itemsize)
             self.x_image = self.x_channel * p.in_channels
-            self.direct = reads_lines(self.image, self.sums, self.o, self.rows)
+            self.direct = reads_lines(self.image, self.sums, self.o, self.rows) and not (
+                in_place and self.aliases()
+            )
         if self.direct:
             self.images_per_task = 1
         if in_place:
@@ -322,6 +339,15 @@ class DensePlan:
             b, engine, self.axes, self.image, self.x_image, block, starts, slack, by_bands=by_bands
         )
         self.x_end = Operand("scratch", 0, b.scratch_bytes)
+
+    def aliases(self) -> bool:
+        """Whether the planes of one K block, read in place, push each other out of the cache between rows of tiles.
+
+        With AVX2 a panel of them is stitched once for all rows then (transposed 128 x 64x64 to 64, 2x2: 4.7 and not 7.6 ms).
+        With AVX-512 that took up to 60 % longer.
+        """
+        apart = self.x_channel * self.b.itemsize % 4096 == 0
+        return apart and self.b.engines.vec_bytes < 64 and self.c > 64 and self.o > 2 * self.rows
 
     def makes_own_halo(self) -> bool:
         """Whether a task makes the haloed image of its group in the scratch of its thread.
@@ -351,12 +377,17 @@ class DensePlan:
         )
         blocks = -(-self.o // self.w_width)
         sources, self.records = [], []
+        seen: dict[bytes, int] = {}
         for s in self.sums:
             kernel, offsets = kernel_index(self.axes, s), self.image.tap_offsets(s)
             c, t = self.k_order(len(kernel))
             sources.append(c * c_stride + kernel[t])
             x_offsets = c * self.x_channel + offsets[t]
-            where = {"x_offsets": b.table(x_offsets), "x_most": int(x_offsets.max(initial=0))}
+            # Phases of as many taps as the stride read the same, which engines tell by the table.
+            key = x_offsets.tobytes()
+            if key not in seen:
+                seen[key] = b.table(x_offsets)
+            where = {"x_offsets": seen[key], "x_most": int(x_offsets.max(initial=0))}
             self.records.append({"taps": len(c), "w": 0, "w_places": 0} | where)
         if self.w_row:
             tables = [self.panels(source) for source in sources]
@@ -432,13 +463,13 @@ class DensePlan:
         ]
         pixel_block = self.pixel_block(max(each) * self.images_per_task)
         blocks = [-(-n * self.images_per_task // pixel_block) for n in each]
-        chunk, chunks, scratch = self.shares(pixel_block, sum(blocks) * p.groups)
+        chunk, chunks, scratch = self.shares(pixel_block, sum(blocks) * p.groups // self.together)
         # The phases of a transposed output lie between each other. Of one tap each, whose weights stay in L1, eight
         # products took 1.1 times as long in turn.
         several = self.packs or min(r["taps"] for r in self.records) > self.k_block
         in_turn = several and p.variant == "conv_transpose" and len(set(blocks)) == 1
         tasks = 0
-        for s, record, count in zip(self.sums, self.records, blocks, strict=True):
+        for i, (s, record, count) in enumerate(zip(self.sums, self.records, blocks, strict=True)):
             d, h, w = s
             record |= {
                 "task_begin": tasks,
@@ -455,7 +486,7 @@ class DensePlan:
                 "n_w": w.count,
             }
             merge_rows(record)
-            tasks += count * p.groups * chunks
+            tasks += count * p.groups * chunks if i % self.together == 0 else 0
         words: Words = dict(
             x=self.x,
             x_end=self.x_end,
@@ -479,7 +510,8 @@ class DensePlan:
             w_width=self.w_width,
             w_row=self.w_row,
             sums=b.records("sum", self.records),
-            sum_count=len(self.records),
+            sum_count=len(self.records) // self.together,
+            together=self.together,
             pixel_block=pixel_block,
             k_block=self.k_block,
             activation=b.engines.activation(p),
@@ -513,16 +545,33 @@ class DensePlan:
             scratch = pixel_block * self.width + self.width * (pixel_block + lanes)
             scratch += self.k_block * self.w_width if self.w_row else 0
             return self.w_width, -(-self.o // self.w_width), scratch
-        deep = max(r["taps"] for r in self.records) > self.k_block
-        chunk = self.channel_chunk(pixel_block, tasks, deep)
-        kept = round_up(chunk, self.rows) if deep else self.rows
+        kept_all = max(r["taps"] for r in self.records) > self.k_block or self.together == 2
+        chunk = self.channel_chunk(pixel_block * self.together, tasks, kept_all)
+        if self.is_shallow(pixel_block):
+            chunk = self.rows
+        kept = self.together * round_up(chunk, self.rows) if kept_all else self.rows
         scratch = self.k_block * self.width + lanes + kept * (pixel_block + lanes)
         return chunk, -(-self.o // chunk), scratch
+
+    def is_shallow(self, pixel_block: int) -> bool:
+        """Whether what a block of pixels reads stays in L1, beside the weights of a row of tiles.
+
+        Each row of tiles is a task of its own then, so that planes are written by long rows, one after the other and not
+        all at once (3 to 40 x 120x120, 3x3, stride 2: 3.2 and not 3.9 ms; 1 to 64 x 255x255, 9x9: 13 and not 18 ms).
+        """
+        d, h, _ = self.sums[0]
+        lines = self.c * len(d.taps) * len(h.taps) * self.axes[2].phases
+        one_block = max(r["taps"] for r in self.records) <= self.k_block
+        near = lines * pixel_block * self.b.itemsize <= NEAR_BYTES
+        return self.direct and self.together == 1 and self.p.layout == "NCHW" and one_block and near
 
     def pixel_block(self, pixels: int) -> int:
         """Pixels of a task, so that few tiles are narrow and few tasks are small."""
         if self.in_lanes:
-            blocks = -(-pixels // (PIXEL_BLOCK // 2))
+            # Weights from beyond L2 are better read once (512 channels of 2x7x7, 3x3x3: 18.6 and not 21 ms).
+            weights = max(r["taps"] for r in self.records) * self.o
+            once = weights > FAR_WEIGHTS and pixels <= PIXEL_BLOCK
+            blocks = 1 if once else -(-pixels // (PIXEL_BLOCK // 2))
             return min(round_up(-(-pixels // blocks), self.rows), round_up(pixels, self.rows))
         vectors = -(-pixels // self.b.lanes)
         most = PIXEL_BLOCK * 4 // 3 // self.b.lanes

@@ -109,6 +109,7 @@ ARRAY_BYTES = 36e9
 CACHE = 8.5e6  # weights beyond it are written and read again at
 BEYOND_BYTES = 14e9
 FAR_BYTES = 45e9  # those that are ready are read at
+L3_BYTES = 32e6  # and what is beyond it from memory, at BEYOND_BYTES: 512 channels of 2x7x7, 3x3x3, four points 20.4, six 23.8 ms
 # The same for weight gradients, fitted to 168 of them: the choice loses 2 %.
 WEIGHT_GRAD_FLOPS = 120e9
 WEIGHT_GRAD_TRANSFORM_BYTES = 20e9
@@ -303,7 +304,7 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         transformed = sum(filtering.tiles(points)) * problem.groups * (into + out) * size
         seconds += transformed / TRANSFORM_BYTES
         if problem.prepared:
-            seconds += max(weights - CACHE, 0) / FAR_BYTES
+            seconds += max(weights - CACHE, 0) / FAR_BYTES + max(weights - L3_BYTES, 0) / BEYOND_BYTES
         else:
             given = pairs * problem.taps * size
             seconds += weights / WEIGHT_BYTES + max(weights + given - CACHE, 0) / BEYOND_BYTES

@@ -41,7 +41,7 @@ _PACK = "x y offsets places count groups rows width blocks pieces by_blocks x_gr
 _DENSE = (
     "x x_end w b y work work_stride images images_per_task tasks x_image x_group y_image y_group y_channel "
     "groups channels chunks chunk w_width w_row sums sum_count pixel_block k_block activation direct by_groups "
-    "in_turn ahead seven depth"
+    "in_turn ahead together seven depth"
 )
 _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (

@@ -5,13 +5,15 @@ width, about 24 KB that stay in L1 while every block of output channels passes o
 channels a group the stitching would not pay, and the vectors read the image in line space as it is
 (`direct`), rubbish between the rows included, which is dropped on the way out.
 
+Both phases of a row that a transposed convolution of stride 2 writes are summed by one task, and leave zipped.
+
 ``dense_lanes`` puts output channels into the vectors and broadcasts pixels from the image through the table.
 """
 
 from numba import int64
 
 from .epilogue import CACHE_LINE, expect_rows, finish_row, leave_lanes, store_rows
-from .moves import copy, copy_over
+from .moves import copy, copy_over, copy_zipped
 from .pack import pack_block
 from .simd import (
     address,
@@ -58,10 +60,11 @@ def dense_decode(a, task):
     sums = records(a, a.sums, "sum")
     if a.in_turn:  # neighbouring pixels of all sums read the same
         chunk, rest = rest % a.chunks, rest // a.chunks
-        s, rest = rest % a.sum_count, rest // a.sum_count
+        s, rest = rest % a.sum_count * a.together, rest // a.sum_count
     else:
+        s *= a.together
         while sums[s].task_begin > rest:
-            s -= 1
+            s -= a.together
         rest -= sums[s].task_begin
         chunk, rest = rest % a.chunks, rest // a.chunks
     part = sums[s]
@@ -149,13 +152,28 @@ def stitch(panel, width, x, x_end, offsets, count, runs, run_count):
 
 
 @helper
-def leave_rows(a, part, group, channel, rows, c, c_row, pixels, runs, run_count, y):
-    """The sums of some channels of a group leave, by runs of pixels."""
+def leave_rows(a, part, group, channel, rows, c, between, c_row, pixels, runs, run_count, y):
+    """The sums of some channels of a group leave, by runs of pixels; with two phases, `between` has the pixels between them."""
     if a.b or a.activation:
         for r in range(rows):
             bias = reals(a, a.b)[group * a.channels + channel + r] if a.b else 0.0
             finish_row(c + r * c_row, pixels, bias, a.activation)
+            if a.together == 2:
+                finish_row(between + r * c_row, pixels, bias, a.activation)
+    if a.together == 2:
+        for r in range(rows):
+            for n in range(run_count):
+                run = runs[n]
+                at = r * c_row + run.at
+                copy_zipped(y + ((channel + r) * a.y_channel + run.y), c + at, between + at, run.count)
+        return
     store_rows(c, c_row, rows, runs, run_count, y + channel * a.y_channel, a.y_channel, part.y_w)
+
+
+@helper
+def task_runs(a, part, pixel, pixels, runs):
+    """Find the runs of a task's pixels, however they are counted; returns how many."""
+    return line_runs(part, pixel, pixels, runs) if a.direct else pixel_runs(a, part, pixel, pixels, runs)
 
 
 def dense_rows(a, begin, end, thread):
@@ -171,45 +189,55 @@ def dense_rows(a, begin, end, thread):
         s, image, group, first_pixel, chunk, task_pixels = dense_decode(a, task)
         if task_pixels <= 0:  # fewer images than share a task
             continue
-        part = records(a, a.sums, "sum")[s]
+        part, last_part = records(a, a.sums, "sum")[s], records(a, a.sums, "sum")[s + a.together - 1]
         x = reals(a, a.x) + (image * a.x_image + group * a.x_group + part.x)
         w = reals(a, a.w) + (part.w + group * part.w_group)
-        x_offsets, w_offsets = integers(part.x_offsets), integers(part.w_offsets)
         y = reals(a, a.y) + (image * a.y_image + group * a.y_group + part.y)
         # Packed weights have a block of channels for each row of tiles: their steps to the next channel and block.
         w_r, w_o = (1, part.w_block // tile_rows(a)) if a.w_width > 1 else (part.w_block, part.w_block)
         first = chunk * a.chunk
         last = min(first + a.chunk, a.channels)
-        k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
-        held = k_blocks == 1 and last - first <= tile_rows(a) and a.y_channel != 1
+        k_blocks = max((max(part.taps, last_part.taps) + a.k_block - 1) // a.k_block, 1)
+        held = a.together == 2 or (k_blocks == 1 and last - first <= tile_rows(a) and a.y_channel != 1)
         whole = held or k_blocks > 1
         c_row = a.pixel_block + lanes(a)
+        c_phase = (last - first) * c_row
         # Panels of equal width rather than full ones and a narrow last.
         vectors = (task_pixels + lanes(a) - 1) // lanes(a)
         panels = (vectors + tile_vectors(a) - 1) // tile_vectors(a)
+        if a.ahead and held:
+            found = task_runs(a, part, first_pixel, task_pixels, runs)
+            expect_rows(last - first, runs, found, y + first * a.y_channel, a.y_channel, part.y_w)
         for kb in range(k_blocks):
             k = kb * a.k_block
-            count = min(part.taps - k, a.k_block)
-            for p in range(panels):
+            for n in range(panels * a.together):
+                p, phase = n // a.together, n % a.together
+                of = records(a, a.sums, "sum")[s + phase]
+                x_offsets, w_offsets = integers(of.x_offsets), integers(of.w_offsets)
+                count = min(of.taps - k, a.k_block)
+                if count <= 0 and kb > 0:  # the other phase has more taps
+                    continue
                 start = vectors * p // panels
                 nv = vectors * (p + 1) // panels - start
                 width = nv * lanes(a)
                 pixel = first_pixel + start * lanes(a)
                 pixels = min(task_pixels - start * lanes(a), width)
                 columns, column_offsets = panel, steps
-                found = (
-                    line_runs(part, pixel, pixels, runs)
-                    if a.direct
-                    else pixel_runs(a, part, pixel, pixels, runs)
-                )
-                if a.direct and elements_before(x + (pixel + part.x_most), a.x_end) >= width:
+                found = int64(0)
+                if not a.direct:
+                    found = pixel_runs(a, part, pixel, pixels, runs)
+                elif not held:  # else found at the end
+                    found = line_runs(part, pixel, pixels, runs)
+                if a.direct and elements_before(x + (pixel + of.x_most), a.x_end) >= width:
                     columns, column_offsets = x + pixel, x_offsets + k
                 else:
                     pieces, piece_count = runs, found
                     if a.direct:
                         source.x, source.at, source.count = pixel, 0, pixels
                         pieces, piece_count = source, int64(1)
-                    stitch(panel, width, x, a.x_end, x_offsets + k, count, pieces, piece_count)
+                    # Both phases of 2x2 taps read the same.
+                    if phase == 0 or last_part.x_offsets != part.x_offsets:
+                        stitch(panel, width, x, a.x_end, x_offsets + k, count, pieces, piece_count)
                     for i in range(count):
                         steps[i] = i * width
                 for o in range(first, last, tile_rows(a)):
@@ -218,21 +246,20 @@ def dense_rows(a, begin, end, thread):
                         row[r] = address(w + (o * w_o + r * w_r))
                     c = partial
                     if whole:
-                        c = partial + ((o - first) * c_row + start * lanes(a))
+                        c = partial + (phase * c_phase + (o - first) * c_row + start * lanes(a))
                     else:
                         c_row = width
-                    if a.ahead and kb == k_blocks - 1:
+                    if a.ahead and not held and kb == k_blocks - 1:
                         expect_rows(rows, runs, found, y + o * a.y_channel, a.y_channel, part.y_w)
                     tile(tiles, rows, nv, count, row, w_offsets + k, columns, column_offsets, c, c_row, kb)
                     if not held and kb == k_blocks - 1:
-                        leave_rows(a, part, group, o, rows, c, c_row, pixels, runs, found, y)
+                        leave_rows(a, part, group, o, rows, c, c, c_row, pixels, runs, found, y)
         if held:
-            found = (
-                line_runs(part, first_pixel, task_pixels, runs)
-                if a.direct
-                else pixel_runs(a, part, first_pixel, task_pixels, runs)
+            found = task_runs(a, part, first_pixel, task_pixels, runs)
+            between = partial + c_phase
+            leave_rows(
+                a, part, group, first, last - first, partial, between, c_row, task_pixels, runs, found, y
             )
-            leave_rows(a, part, group, first, last - first, partial, c_row, task_pixels, runs, found, y)
 
 
 @helper
@@ -286,6 +313,7 @@ def dense_lanes(a, begin, end, thread):
         for s in range(found):
             for i in range(runs[s].count):
                 pixel[runs[s].at + i] = address(x + (runs[s].x + i * part.x_w))
+        far = short_panels(a) and not a.w_row and a.groups * a.channels * part.taps > BEYOND_CACHE
         k_blocks = max((part.taps + a.k_block - 1) // a.k_block, 1)
         for kb in range(k_blocks):
             k = kb * a.k_block
@@ -297,11 +325,15 @@ def dense_lanes(a, begin, end, thread):
                 columns, column_offsets = panel, steps
             if a.ahead and kb == k_blocks - 1:
                 expect_rows(channels, runs, found, y, a.y_channel, part.y_w)
+            following = part.taps - k - count
             ahead = 0
             if a.w_row and a.groups * a.channels * part.taps > BEYOND_CACHE:
-                ahead = min(part.taps - k - count, count)
+                ahead = min(following, count)
             for p in range(0, pixels, lane_rows(a)):
                 rows, c_p = min(pixels - p, lane_rows(a)), c + p * width
+                if far and following > 0:
+                    after = w + w_offsets[k + count]
+                    prefetch_part(after, min(following, count) * a.w_width, p, p + rows, pixels)
                 if ahead > 0:
                     upto = channels * (p + rows) // pixels
                     prefetch_rows(w + w_offsets[k + count], a.w_row, channels * p // pixels, upto, ahead)

@@ -38,6 +38,7 @@ from .simd import (
     void,
     word,
     zeros,
+    zipped,
 )
 
 
@@ -223,6 +224,18 @@ def copy_spread(y, x, n):
             store_spread(y + 2 * i, load(x + i))
             i += lanes(y)
     copy_strided(y + 2 * i, 2, x + i, 1, n - i)
+
+
+@helper
+def copy_zipped(y, a, b, n):
+    """y[2 * i] = a[i] and y[2 * i + 1] = b[i] for i < n."""
+    i = 0
+    while i + lanes(y) <= n:
+        store(y + 2 * i, zipped(load(a + i), load(b + i), 0))
+        store(y + (2 * i + lanes(y)), zipped(load(a + i), load(b + i), 1))
+        i += lanes(y)
+    copy_strided(y + 2 * i, 2, a + i, 1, n - i)
+    copy_strided(y + (2 * i + 1), 2, b + i, 1, n - i)
 
 
 def _offset(builder: Any, to: Any, to_: Any, j: Any) -> Any:

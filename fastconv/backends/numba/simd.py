@@ -559,6 +559,14 @@ def odds(a, b):
 
 
 @verb
+def zipped(a, b, half):
+    """The lanes of two vectors in turn: the first half of them (0), or the second (1)."""
+    begin = half.literal_value * a.lanes // 2
+    chosen = [begin + i // 2 + i % 2 * a.lanes for i in range(a.lanes)]
+    return a(a, b, half), lambda builder, a, b, _: emit_shuffle(builder, a, b, chosen)
+
+
+@verb
 def thirds(a, b, c, first):
     """Every third lane of three vectors, from `first` on."""
     places = range(first.literal_value, 3 * a.lanes, 3)
