@@ -270,7 +270,8 @@ typedef struct {
     int64_t part, group, index, first, count, source, sources;
 } FN(winograd_task);
 
-/* All blocks are of nearly one size. `index` numbers (some blocks, group, sum, block); there may be more tasks than blocks. */
+/* All blocks are of nearly one size, and none has tiles of images on both sides of a multiple of images_per_task. `index`
+ * numbers (some blocks, group, sum, block). */
 INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t task)
 {
     FN(winograd_task) t;
@@ -281,9 +282,9 @@ INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t ta
     t.tiles = (const winograd_tile_words *)t.sum->tiles;
     t.group = rest / w->sum_count % w->groups;
     int64_t block = rest / w->sum_count / w->groups * w->in_a_row + t.index % w->in_a_row, total = w->images * t.sum->tile_count;
-    int64_t blocks = (total + w->block - 1) / w->block;
-    t.first = block < blocks ? total * block / blocks : 0;
-    t.count = block < blocks ? total * (block + 1) / blocks - t.first : 0;
+    int64_t blocks = (w->images + w->images_per_task - 1) / w->images_per_task * w->blocks;
+    t.first = total * block / blocks;
+    t.count = total * (block + 1) / blocks - t.first;
     t.source = t.sources = 0;
     if (t.count) {
         int64_t end = t.first + t.count - 1;

@@ -104,17 +104,16 @@ def winograd_weights(a, begin, end, thread):
 
 @helper
 def winograd_decode(a, task):
-    """Return the sum and the task; all blocks are of nearly one size, and there may be more tasks than blocks."""
+    """Return the sum and the task; all blocks are of nearly one size."""
     part, index = task % a.parts, task // a.parts
     rest = index // a.in_a_row
     block = rest // a.sum_count // a.groups * a.in_a_row + index % a.in_a_row
     of = records(a, a.sums, "winograd_sum")[rest % a.sum_count]
     total = a.images * of.tile_count
-    blocks = (total + a.block - 1) // a.block
-    first, count, source, sources = 0, 0, 0, 0
-    if block < blocks:
-        first = total * block // blocks
-        count = total * (block + 1) // blocks - first
+    blocks = (a.images + a.images_per_task - 1) // a.images_per_task * a.blocks
+    first = total * block // blocks
+    count, source, sources = total * (block + 1) // blocks - first, 0, 0
+    if count:
         tiles, end = records(a, of.tiles, "winograd_tile"), first + count - 1
         last = tiles[end % of.tile_count]
         source = first // of.tile_count * of.source_count + tiles[first % of.tile_count].source
