@@ -30,9 +30,11 @@ __all__ = ["EXACT_POINTS", "Filtering", "filtering_of", "lower_winograd", "refus
 OUTPUTS = {2: (3, 4), 3: (2, 3, 4), 4: (3,)}
 # With so many points or fewer all coefficients are powers of two.
 EXACT_POINTS = 4
-# Transformed inputs and sums of a block of tiles that stay in L2, beside a panel of weights.
-L2_BYTES = 1 << 19
-# What stays in L2 from block to block, beside the image and the output that go by.
+# Transformed inputs and sums of a block of tiles that stay in L2 of 512 kB, beside a panel of weights: arrays do not fill
+# its sets evenly.
+L2_BYTES = 3 << 17
+# What stays there from block to block, beside the image and the output that go by: of 370 kB, 300 of them weights, those
+# came 2.6 times.
 STAY_BYTES = 1 << 18
 # What inputs that come from L2 once more cost, of what they would cost from behind it.
 NEAR_COST = 0.25
@@ -355,7 +357,6 @@ class WinogradPlan:
             self.v_row += b.lanes
         largest = max(self.tiles, key=lambda tiles: tiles.count)
         most, self.width = self.sums_at_once(largest, rows, widest)
-        self.blocks = -(-self.o // self.width)
         # Small images share a task, so that weights are used more than once; no result changes with it.
         self.images_per_task = max(min(most // largest.count, p.batch), 1)
         tiles = largest.count * self.images_per_task
@@ -397,7 +398,9 @@ class WinogradPlan:
             return -(-tiles.count // block) * (weights + away) + again
 
         blocks = range(rows, MOST_TILES[self.filtering.rank] + 1, rows)
-        return min(product(blocks, range(widest, 0, -self.w_width)), key=moved)
+        # Whole blocks of packed weights, or all of them.
+        widths = [widest, *reversed(range(self.w_width, widest, self.w_width))]
+        return min(product(blocks, widths), key=moved)
 
     def room(self, tiles: Tiles, block: int, width: int) -> tuple[int, int, int]:
         """Return the bytes of a block's transformed inputs, of its sums, and of the weights of a sum and a group."""
@@ -505,11 +508,15 @@ class WinogradPlan:
     def add_stages(self) -> None:
         b, p = self.b, self.p
         starts, bands = np.array([0, p.in_channels]), self.bands()
-        if bands:
+        room = self.room_of(bands)
+        if room:
             add_halo(b, "halo_pixels", self.axes, self.image, 0, 0, starts, 0, what="")
             halo = b.stages.pop()
             b.stage("winograd", self.tasks, self.words(Operand("thread"), 0))
-            b.join((*halo, "halo"), (*b.stages.pop(), "winograd"), self.panel, bands, self.panel_rows)
+            # The phases of a band lie as far apart as those of the whole image.
+            panel = self.image.size - (self.image.lines_h - room) * self.image.h + b.lanes
+            joined = (*halo, "halo"), (*b.stages.pop(), "winograd")
+            b.join(*joined, panel, bands, room * self.axes[1].phases)
             return
         b.chunked(self.image.size * b.itemsize, self.images_per_task)
         x = add_halo(b, "halo_pixels", self.axes, self.image, self.image.size, 0, starts, b.lanes)
@@ -522,11 +529,8 @@ class WinogradPlan:
         b.stage("winograd", self.tasks, words, self.images_per_task)
 
     def bands(self) -> list[dict[str, int]]:
-        """Return what each task reads of the haloed image, or nothing if that is a stage of its own.
-
-        Set how much of it a thread keeps, and how many rows that are.
-        """
-        b, h_phases, lines = self.b, self.axes[1].phases, self.image.lines_h
+        """Return which lines of the haloed image each task reads, or nothing where it cannot make them itself."""
+        h_phases = self.axes[1].phases
         if self.parts > 1 or self.images_per_task > 1 or self.axes[0].map.size > 1:
             return []
         role = self.filtering.places.index(1)
@@ -537,7 +541,7 @@ class WinogradPlan:
             number, place = divmod(task, self.in_a_row)
             block = number // len(self.tiles) // self.p.groups * self.in_a_row + place
             first, end = self.tiles[number % len(self.tiles)].lines_of(block, self.tile_blocks, self.image)
-            at = first * self.image.h * b.itemsize
+            at = first * self.image.h * self.b.itemsize
             bands.append(
                 dict(
                     first=first * h_phases,
@@ -548,14 +552,21 @@ class WinogradPlan:
                     x_bytes=at,
                 )
             )
-        most = max(band["first_end"] - band["first"] for band in bands) // h_phases
-        line_bytes = self.image.size // lines * b.itemsize
-        if most * line_bytes > PANEL_BYTES or 3 * most > 2 * lines:
-            return []
-        room = min(max(most, KEPT_BYTES // line_bytes), lines)
-        self.panel_rows, self.panel = room * h_phases, self.image.size - (lines - room) * self.image.h + b.lanes
-        b.copies.append(f"haloed bands: {room * line_bytes / 1e3:.3g} kB a thread")
         return bands
+
+    def room_of(self, bands: list[dict[str, int]]) -> int:
+        """Return how many lines of the haloed image a thread keeps, or 0 where that is a stage of its own.
+
+        Bands that overlap much would be made several times, and large ones leave L2.
+        """
+        lines = self.image.lines_h
+        line_bytes = self.image.size // lines * self.b.itemsize
+        most = max((band["first_end"] - band["first"] for band in bands), default=0) // self.axes[1].phases
+        if not bands or most * line_bytes > PANEL_BYTES or 3 * most > 2 * lines:
+            return 0
+        room = min(max(most, KEPT_BYTES // line_bytes), lines)
+        self.b.copies.append(f"haloed bands: {room * line_bytes / 1e3:.3g} kB a thread")
+        return room
 
     def add_weights(self) -> tuple[Operand, int, int, list[dict[str, int]]]:
         """Add the stages that pack and transform the weights.
