@@ -8,7 +8,9 @@
  * [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become its
  * pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most of theirs,
  * for one piece of the kernel. A piece with fewer than r taps has no product at infinity.
- * Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
+ * Channels are in the vectors throughout, and a block is so small that all of it stays in L2. Where blocks read a part of
+ * the image each, a task makes that part's haloed rows itself (src/join.h): as a stage of its own the haloed image went to
+ * memory and came back.
  *
  * The points are 0, +-1 and infinity for a = 4, where every coefficient is a power of two, so small integers stay exact;
  * +-1/2, +-6/5 and infinity for a = 5; 0, +-1/sqrt(2), +-sqrt(2) and infinity for a = 6. Both were searched for: the usual

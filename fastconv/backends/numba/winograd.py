@@ -5,7 +5,8 @@
 ``winograd_inputs``, where tasks share them) does a block of tiles: their inputs become a^rank matrices
 [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become
 its pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most
-of theirs, for one piece of the kernel. Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
+of theirs, for one piece of the kernel. Channels are in the vectors throughout, and a block is so small that all of it
+stays in L2. Where blocks read a part of the image each, a task makes that part's haloed rows itself (src/join.h).
 src/winograd.h tells where the points come from.
 
 A NaN or inf spreads over its whole tile here. A tile that holds one is summed again directly.
