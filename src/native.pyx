@@ -202,7 +202,8 @@ cdef class Program:
     """
 
     cdef program_words program
-    cdef int64_t input_bytes, scratch, packed, most_tasks
+    cdef int64_t input_bytes, scratch, most_tasks
+    cdef readonly int64_t packed
     cdef double work
     cdef object keep, weight, bias, offset, mask
     cdef void *packed_at

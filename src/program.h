@@ -91,7 +91,8 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(y_next)                  /* if tiles interleave: from a pixel to that of the next tile, else 0 */                \
     W(groups) W(depth) W(taps) W(pieces) W(channels) /* input channels of a group, summed over with taps and pieces */ \
     W(parts)                   /* tasks that share a block of tiles */                                                 \
-    W(sums) W(sum_count) W(block) /* tiles of a task */                                                                \
+    W(sums) W(sum_count) W(block) /* most tiles of a task */                                                           \
+    W(images_per_task) W(blocks) /* of the tiles of so many images */                                                  \
     W(in_a_row)                /* blocks of tiles of one sum and group that follow each other: its weights stay in L2 */ \
     W(ahead)                   /* whether lines of the output are asked for before they are written */                 \
     W(block_sources)           /* most sources that a block has */                                                     \
@@ -199,12 +200,16 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
 /* join: two engines in turn. A task is a band of rows of an image: the first engine writes it into the thread's scratch, and
  * the second reads it there, while it is in L2. */
 #define JOIN_WORDS(W)                                                                                                  \
-    W(first) W(second)         /* addresses of the engines */                                                          \
+    W(first_engine) W(second_engine) /* addresses */                                                                   \
     W(first_words) W(second_words) /* where their words lie, counted from these */                                     \
     W(first_y) W(second_x)     /* and those that tell where the rows lie */                                            \
     W(panel) W(work_stride)                                                                                            \
-    W(bands) W(band_bytes) W(x_bytes) /* of an image; from a band to the next, as the first engine counts, and the second */ \
-    W(first_tasks) W(first_band) W(second_tasks) W(second_band) /* of an image, and of a band */
+    W(bands) W(band_count)     /* of an image */                                                                       \
+    W(first_tasks) W(second_tasks) /* of an image */                                                                   \
+    W(room)                    /* tasks of the first engine that the panel holds; no more than a band's: rows are made anew */
+
+/* The tasks of a band, and how far from the image's first row its first one lies, as the engines count. */
+#define JOIN_BAND_WORDS(W) W(first) W(first_end) W(second) W(second_end) W(y_bytes) W(x_bytes)
 
 /* deform: x is the image in blocks of channels, channels last inside a block, with a border of one zero pixel (two
  * behind the slowest axis). A task is a tile of output pixels, and some blocks of output channels. */
@@ -380,6 +385,7 @@ DECLARE(pixel_sum_words, PIXEL_SUM_WORDS)
 DECLARE(pixel_tile_words, PIXEL_TILE_WORDS)
 DECLARE(settle_words, SETTLE_WORDS)
 DECLARE(join_words, JOIN_WORDS)
+DECLARE(join_band_words, JOIN_BAND_WORDS)
 DECLARE(deform_words, DEFORM_WORDS)
 DECLARE(strassen_words, STRASSEN_WORDS)
 DECLARE(dcn_words, DCN_WORDS)
@@ -420,6 +426,7 @@ static const word_layout word_layouts[] = {
     {"pixel_tile", PIXEL_TILE_WORDS(W_NAME)},
     {"settle", SETTLE_WORDS(W_NAME)},
     {"join", JOIN_WORDS(W_NAME)},
+    {"join_band", JOIN_BAND_WORDS(W_NAME)},
     {"deform", DEFORM_WORDS(W_NAME)},
     {"strassen", STRASSEN_WORDS(W_NAME)},
     {"dcn", DCN_WORDS(W_NAME)},

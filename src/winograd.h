@@ -8,7 +8,9 @@
  * [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become its
  * pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most of theirs,
  * for one piece of the kernel. A piece with fewer than r taps has no product at infinity.
- * Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
+ * Channels are in the vectors throughout, and a block is so small that all of it stays in L2. Where blocks read a part of
+ * the image each, a task makes that part's haloed rows itself (src/join.h): as a stage of its own the haloed image went to
+ * memory and came back.
  *
  * The points are 0, +-1 and infinity for a = 4, where every coefficient is a power of two, so small integers stay exact;
  * +-1/2, +-6/5 and infinity for a = 5; 0, +-1/sqrt(2), +-sqrt(2) and infinity for a = 6. Both were searched for: the usual
@@ -270,7 +272,8 @@ typedef struct {
     int64_t part, group, index, first, count, source, sources;
 } FN(winograd_task);
 
-/* All blocks are of nearly one size. `index` numbers (some blocks, group, sum, block); there may be more tasks than blocks. */
+/* All blocks are of nearly one size, and none has tiles of images on both sides of a multiple of images_per_task. `index`
+ * numbers (some blocks, group, sum, block). */
 INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t task)
 {
     FN(winograd_task) t;
@@ -281,9 +284,9 @@ INLINE FN(winograd_task) FN(winograd_decode)(const winograd_words *w, int64_t ta
     t.tiles = (const winograd_tile_words *)t.sum->tiles;
     t.group = rest / w->sum_count % w->groups;
     int64_t block = rest / w->sum_count / w->groups * w->in_a_row + t.index % w->in_a_row, total = w->images * t.sum->tile_count;
-    int64_t blocks = (total + w->block - 1) / w->block;
-    t.first = block < blocks ? total * block / blocks : 0;
-    t.count = block < blocks ? total * (block + 1) / blocks - t.first : 0;
+    int64_t blocks = (w->images + w->images_per_task - 1) / w->images_per_task * w->blocks;
+    t.first = total * block / blocks;
+    t.count = total * (block + 1) / blocks - t.first;
     t.source = t.sources = 0;
     if (t.count) {
         int64_t end = t.first + t.count - 1;

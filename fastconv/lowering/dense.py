@@ -529,14 +529,19 @@ class DensePlan:
     def join(self, halo: tuple, product: tuple) -> None:
         """Add the stage in which a task makes the haloed image of a group, and then its sums."""
         b, groups, size = self.b, self.p.groups, self.c * self.x_channel
-        words: Words = dict(
-            band_bytes=size * b.itemsize,
-            x_bytes=size * b.itemsize,
-            first_band=halo[2] // groups,
-            second_band=product[2] // groups,
-        )
+        bands = [
+            dict(
+                first=g * halo[2] // groups,
+                first_end=(g + 1) * halo[2] // groups,
+                second=g * product[2] // groups,
+                second_end=(g + 1) * product[2] // groups,
+                y_bytes=g * size * b.itemsize,
+                x_bytes=g * size * b.itemsize,
+            )
+            for g in range(groups)
+        ]
         b.copies.append(f"haloed group: {size * b.itemsize / 1e3:.3g} kB a thread")
-        b.join((*halo, "halo"), (*product, "dense"), size + 2 * self.width, groups, words)
+        b.join((*halo, "halo"), (*product, "dense"), size + 2 * self.width, bands)
 
     def shares(self, pixel_block: int, tasks: int) -> tuple[int, int, int]:
         """Return the output channels of a task, how many tasks share those of a block of pixels, and its scratch."""

@@ -46,8 +46,8 @@ _DENSE = (
 _WINOGRAD_WEIGHTS = "x y outputs kernel rank channels width pieces x_block y_block y_point"
 _WINOGRAD = (
     "x w weight b y work work_stride images outputs kernel rank x_image x_group x_h x_w y_image y_group "
-    "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block in_a_row ahead block_sources v v_row "
-    "width w_width w_block w_point k_block activation columns weight_group w_row"
+    "y_channel y_h y_w y_next groups depth taps pieces channels parts sums sum_count block images_per_task "
+    "blocks in_a_row ahead block_sources v v_row width w_width w_block w_point k_block activation columns weight_group w_row"
 )
 _WINOGRAD_SUM = "tiles tile_count sources source_count w points terms w_offsets x_offsets"
 _WINOGRAD_TILE = "source step y rows columns row"
@@ -75,9 +75,10 @@ _SETTLE = (
     "y b images y_image y_channel y_pixel channels pixels tasks activation engine engine_words engine_tasks"
 )
 _JOIN = (
-    "first second first_words second_words first_y second_x panel work_stride bands band_bytes x_bytes first_tasks "
-    "first_band second_tasks second_band"
+    "first_engine second_engine first_words second_words first_y second_x panel work_stride bands band_count "
+    "first_tasks second_tasks room"
 )
+_JOIN_BAND = "first first_end second second_end y_bytes x_bytes"
 _DEFORM = (
     "x w b offset mask y work work_stride images x_image offset_image mask_image y_image y_channel y_w "
     "ndim size_d size_h size_w line_d line_h width outside out_d out_h out_w stride_d stride_h stride_w "
@@ -141,6 +142,7 @@ WORDS = {
     "pixel_tile": tuple(_PIXEL_TILE.split()),
     "settle": tuple(_SETTLE.split()),
     "join": tuple(_JOIN.split()),
+    "join_band": tuple(_JOIN_BAND.split()),
     "deform": tuple(_DEFORM.split()),
     "strassen": tuple(_STRASSEN.split()),
     "dcn": tuple(_DCN.split()),
@@ -395,8 +397,8 @@ class Builder:
         address = self.engines.address(engine, self.problem.dtype)
         self.stages.append((address, first, tasks, images_per_task, weights_only, in_turn))
 
-    def join(self, one: tuple, other: tuple, panel: int, bands: int, words: Words) -> None:
-        """Add a stage in which two engines take turns, with `panel` elements of scratch between them.
+    def join(self, one: tuple, other: tuple, panel: int, bands: list[dict[str, int]], room: int = 0) -> None:
+        """Add a stage in which two engines take turns on each of some bands, with `panel` elements of scratch between them.
 
         The engines are stages that were taken from `stages`, each with the name of its table.
         """
@@ -407,10 +409,12 @@ class Builder:
         here = len(self.words)
         at = round_up(self.thread_bytes, 64)
         self.thread_bytes = at + panel * self.itemsize
-        words = words | dict(
-            bands=bands,
-            first=first,
-            second=second,
+        words: Words = dict(
+            bands=self.records("join_band", bands),
+            band_count=len(bands),
+            room=room,
+            first_engine=first,
+            second_engine=second,
             first_words=first_at - here,
             second_words=second_at - here,
             first_y=first_at - here + WORDS[first_table].index("y"),
@@ -421,7 +425,7 @@ class Builder:
             work_stride=Operand("thread_stride"),
         )
         self.table_of_words("join", words)
-        self.stages.append((JOIN, here, bands, 1, False, False))
+        self.stages.append((JOIN, here, len(bands), 1, False, False))
 
     def table_of_words(self, kind: str, words: Words) -> int:
         """Add the words of a stage and return where they begin."""

@@ -60,13 +60,17 @@ def lower_separable(problem: SeparableProblem, engines: Engines) -> Any:
         one,
         other,
         panel + 2 * plan.width,
-        plan.bands,
-        dict(
-            band_bytes=band_elements * b.itemsize,
-            x_bytes=0,
-            first_band=first_band,
-            second_band=plan.band_tasks,
-        ),
+        [
+            dict(
+                first=i * first_band,
+                first_end=min((i + 1) * first_band, one[2]),
+                second=i * plan.band_tasks,
+                second_end=min((i + 1) * plan.band_tasks, other[2]),
+                y_bytes=i * band_elements * b.itemsize,
+                x_bytes=0,
+            )
+            for i in range(plan.bands)
+        ],
     )
     rows, vectors = engines.lane_tile if in_lanes else engines.tile
     names = ("pixels", "channels") if in_lanes else ("rows", "pixels")

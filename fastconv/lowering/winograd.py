@@ -30,8 +30,14 @@ __all__ = ["EXACT_POINTS", "Filtering", "filtering_of", "lower_winograd", "refus
 OUTPUTS = {2: (3, 4), 3: (2, 3, 4), 4: (3,)}
 # With so many points or fewer all coefficients are powers of two.
 EXACT_POINTS = 4
-# Transformed inputs and sums of a block of tiles that stay in L2, beside a panel of weights.
-L2_BYTES = 1 << 19
+# Transformed inputs and sums of a block of tiles that stay in L2 of 512 kB, beside a panel of weights: arrays do not fill
+# its sets evenly.
+L2_BYTES = 3 << 17
+# What stays there from block to block, beside the image and the output that go by: of 370 kB, 300 of them weights, those
+# came 2.6 times.
+STAY_BYTES = 1 << 18
+# What inputs that come from L2 once more cost, of what they would cost from behind it.
+NEAR_COST = 0.25
 # Along one axis a tile has few points, and a block more of them (src/native.h).
 MOST_TILES = {1: 192, 2: 96}
 # Outputs that leave together (src/native.h).
@@ -42,7 +48,12 @@ WIDTH_BYTES = 256
 SPREAD_PHASES = 4
 # Weights of one task of their transform, in channels.
 WEIGHT_PIECE = 32
+# Six rows so far apart, or a multiple of that, share a quarter of the first level's sets or fewer.
+SPREAD_BYTES = 256
 GFLOPS = 50.0
+# A band of the haloed image that a task makes itself, and how much of those before it a thread keeps.
+PANEL_BYTES = 5 << 17
+KEPT_BYTES = 1 << 17
 # A tile reads so many sources at most, whose transforms are in L2.
 MOST_PIECES = 16
 
@@ -291,6 +302,15 @@ class Tiles:
     def last_source(self) -> np.ndarray:
         return self.table["source"] + (self.taps - 1) * self.table["step"]
 
+    def lines_of(self, block: int, blocks: int, image: Image) -> tuple[int, int]:
+        """Return the first and the last line in which sources of a block of tiles begin."""
+        first, end = self.count * block // blocks, self.count * (block + 1) // blocks
+        if first == end:
+            return 0, 0
+        sources = self.sources[self.table["source"][first] : self.last_source[end - 1] + self.pieces]
+        lines = sources // image.h % image.lines_h
+        return int(lines.min()), int(lines.max())
+
     def most_sources(self, block: int) -> int:
         """Return how many sources a block of so many tiles has at most, wherever it begins and over how many images."""
         images = np.arange(-(-block // self.count) + 1)[:, None] * len(self.sources)
@@ -312,9 +332,9 @@ class WinogradPlan:
         # The sources of a tile lie side by side; those of the next one begin so many further on.
         self.apart = self.pieces // self.shared
         rows, vectors = b.engines.lane_tile
-        self.width = min(WIDTH_BYTES // b.itemsize, round_up(self.o, b.lanes))
-        self.w_width = min(vectors * b.lanes, self.width)
-        self.blocks, self.w_blocks = -(-self.o // self.width), -(-self.o // self.w_width)
+        widest = min(WIDTH_BYTES // b.itemsize, round_up(self.o, b.lanes))
+        self.w_width = min(vectors * b.lanes, widest)
+        self.w_blocks = -(-self.o // self.w_width)
         o, h, w = filtering.axes
         roles = (o, *(self.reach_tiles(i, axis) for i, axis in enumerate((h, w))))
         d, h, w = (roles[filtering.places.index(place)] for place in range(3))
@@ -330,11 +350,13 @@ class WinogradPlan:
             filtering.steps[2] >= SPREAD_PHASES or (far and filtering.rank == 1)
         )
         self.tiles = list(map(self.tiles_of, filtering.sums, filtering.pieces))
-        # One vector more: rows of a matrix a multiple of 4 kB apart would share cache sets. Few channels are written
+        # One vector more where rows of a matrix would share cache sets. Few channels are written
         # source by source, what is too much behind one is overwritten by the next.
-        self.v_row = round_up(self.c, b.lanes) + b.lanes if self.c >= b.lanes else self.c
+        self.v_row = round_up(self.c, b.lanes) if self.c >= b.lanes else self.c
+        if self.c >= b.lanes and self.v_row * b.itemsize % SPREAD_BYTES == 0:
+            self.v_row += b.lanes
         largest = max(self.tiles, key=lambda tiles: tiles.count)
-        most = self.tiles_at_once(largest, rows)
+        most, self.width = self.sums_at_once(largest, rows, widest)
         # Small images share a task, so that weights are used more than once; no result changes with it.
         self.images_per_task = max(min(most // largest.count, p.batch), 1)
         tiles = largest.count * self.images_per_task
@@ -342,43 +364,49 @@ class WinogradPlan:
         self.block = -(-tiles // self.tile_blocks)
         self.block_sources = max(tiles.most_sources(self.block) for tiles in self.tiles)
         # Weights of one sum and group that fit L2, where those of all do not: all blocks before the next weights.
-        inputs, sums, weights = self.room(largest, self.block)
-        fit = L2_BYTES - inputs - sums
+        inputs, sums, weights = self.room(largest, self.block, self.width)
+        fit = STAY_BYTES - inputs - sums
         self.in_a_row = self.tile_blocks if weights <= fit < weights * len(self.tiles) * p.groups else 1
         tasks = self.tile_blocks * len(self.tiles) * p.groups
-        self.parts = max(min(-(-ENOUGH_TASKS // tasks), self.blocks), 1)
+        self.parts = max(min(-(-ENOUGH_TASKS // tasks), -(-self.o // widest)), 1)
         self.tasks = tasks * self.parts
 
     def by_role(self, of_axes: tuple[int, ...]) -> tuple[int, ...]:
         """Return what D, H and W have in the order of the roles."""
         return tuple(of_axes[place] for place in self.filtering.places)
 
-    def tiles_at_once(self, tiles: Tiles, rows: int) -> int:
-        """Return the block of tiles that moves the fewest bytes between L2 and what is behind it.
+    def sums_at_once(self, tiles: Tiles, rows: int, widest: int) -> tuple[int, int]:
+        """Return the blocks of tiles and of output channels that move the fewest bytes between L2 and what is behind it.
 
         Weights that fit L2 beside a block come once, others with each block. Then they drive transformed inputs out of L2
         before these are used, the later in the order of the points the more of them, and sums before they are put
         together, and so do inputs and sums themselves; what was driven out is written and read again.
         """
 
-        def moved(block: int) -> float:
-            inputs, sums, weights = self.room(tiles, block)
-            if inputs + sums + weights <= L2_BYTES:
-                return weights
-            streamed = weights / self.blocks + sums
+        def moved(choice: tuple[int, int]) -> float:
+            block, width = choice
+            inputs, sums, weights = self.room(tiles, block, width)
+            passes = -(-self.o // width)
+            again = NEAR_COST * (passes - 1) * inputs * -(-tiles.count // block)
+            if inputs + sums + weights <= STAY_BYTES:
+                return weights + again
+            streamed = weights / passes + sums
             away = 2 * inputs * spilt(L2_BYTES - inputs, streamed)
-            away += 2 * self.blocks * sums * spilt(L2_BYTES, streamed)
+            away += 2 * passes * sums * spilt(L2_BYTES, streamed)
             if inputs + streamed > L2_BYTES:
-                away += (self.blocks - 1) * inputs
-            return -(-tiles.count // block) * (weights + away)
+                away += (passes - 1) * inputs
+            return -(-tiles.count // block) * (weights + away) + again
 
-        return min(range(rows, MOST_TILES[self.filtering.rank] + 1, rows), key=moved)
+        blocks = range(rows, MOST_TILES[self.filtering.rank] + 1, rows)
+        # Whole blocks of packed weights, or all of them.
+        widths = [widest, *reversed(range(self.w_width, widest, self.w_width))]
+        return min(product(blocks, widths), key=moved)
 
-    def room(self, tiles: Tiles, block: int) -> tuple[int, int, int]:
+    def room(self, tiles: Tiles, block: int, width: int) -> tuple[int, int, int]:
         """Return the bytes of a block's transformed inputs, of its sums, and of the weights of a sum and a group."""
         size = self.points * self.b.itemsize
         weights = self.weights * self.c * self.o * self.b.itemsize
-        return tiles.most_sources(block) * self.v_row * size, block * self.width * size, weights
+        return tiles.most_sources(block) * self.v_row * size, block * width * size, weights
 
     def reach_tiles(self, i: int, axis: Axis) -> Axis:
         """Return the second or third axis with zeros behind it wherever its last tiles reach."""
@@ -479,16 +507,66 @@ class WinogradPlan:
 
     def add_stages(self) -> None:
         b, p = self.b, self.p
+        starts, bands = np.array([0, p.in_channels]), self.bands()
+        room = self.room_of(bands)
+        if room:
+            add_halo(b, "halo_pixels", self.axes, self.image, 0, 0, starts, 0, what="")
+            halo = b.stages.pop()
+            b.stage("winograd", self.tasks, self.words(Operand("thread"), 0))
+            # The phases of a band lie as far apart as those of the whole image.
+            panel = self.image.size - (self.image.lines_h - room) * self.image.h + b.lanes
+            joined = (*halo, "halo"), (*b.stages.pop(), "winograd")
+            b.join(*joined, panel, bands, room * self.axes[1].phases)
+            return
         b.chunked(self.image.size * b.itemsize, self.images_per_task)
-        starts = np.array([0, p.in_channels])
         x = add_halo(b, "halo_pixels", self.axes, self.image, self.image.size, 0, starts, b.lanes)
-        words = self.words(x)
+        words = self.words(x, self.image.size)
         if self.parts > 1:
             blocks = self.tasks // self.parts
             size = blocks * self.points * (self.block_sources * self.v_row + b.lanes)
             words["v"] = b.scratch(-(-size // self.images_per_task), size, "transformed input")
             b.stage("winograd_inputs", self.tasks, words, self.images_per_task)
         b.stage("winograd", self.tasks, words, self.images_per_task)
+
+    def bands(self) -> list[dict[str, int]]:
+        """Return which lines of the haloed image each task reads, or nothing where it cannot make them itself."""
+        h_phases = self.axes[1].phases
+        if self.parts > 1 or self.images_per_task > 1 or self.axes[0].map.size > 1:
+            return []
+        role = self.filtering.places.index(1)
+        points = 1, self.outputs[0] + self.filtering.kernels[0] - 1, self.outputs[1] + self.kernel - 1
+        reach = (points[role] - 1) * self.filtering.steps[role] + 1
+        bands = []
+        for task in range(self.tasks):
+            number, place = divmod(task, self.in_a_row)
+            block = number // len(self.tiles) // self.p.groups * self.in_a_row + place
+            first, end = self.tiles[number % len(self.tiles)].lines_of(block, self.tile_blocks, self.image)
+            at = first * self.image.h * self.b.itemsize
+            bands.append(
+                dict(
+                    first=first * h_phases,
+                    first_end=(end + reach) * h_phases,
+                    second=task,
+                    second_end=task + 1,
+                    y_bytes=at,
+                    x_bytes=at,
+                )
+            )
+        return bands
+
+    def room_of(self, bands: list[dict[str, int]]) -> int:
+        """Return how many lines of the haloed image a thread keeps, or 0 where that is a stage of its own.
+
+        Bands that overlap much would be made several times, and large ones leave L2.
+        """
+        lines = self.image.lines_h
+        line_bytes = self.image.size // lines * self.b.itemsize
+        most = max((band["first_end"] - band["first"] for band in bands), default=0) // self.axes[1].phases
+        if not bands or most * line_bytes > PANEL_BYTES or 3 * most > 2 * lines:
+            return 0
+        room = min(max(most, KEPT_BYTES // line_bytes), lines)
+        self.b.copies.append(f"haloed bands: {room * line_bytes / 1e3:.3g} kB a thread")
+        return room
 
     def add_weights(self) -> tuple[Operand, int, int, list[dict[str, int]]]:
         """Add the stages that pack and transform the weights.
@@ -582,7 +660,7 @@ class WinogradPlan:
             o[:, None, None, None, None] + starts + np.arange(self.c)[:, None, None] + h[:, None] + w
         ).ravel()
 
-    def words(self, x: Operand) -> Words:
+    def words(self, x: Operand, x_image: int) -> Words:
         b, p, steps = self.b, self.p, self.filtering.steps
         y_image, y_channel, *_ = output_strides(p)
         _, sum_h, sum_w = self.filtering.sums[0]
@@ -611,7 +689,7 @@ class WinogradPlan:
             outputs=self.outputs[1],
             kernel=self.kernel,
             rank=self.filtering.rank,
-            x_image=self.image.size,
+            x_image=x_image,
             x_group=self.c,
             x_h=steps[1] * self.x_steps[1],
             x_w=steps[2] * self.x_steps[2],
@@ -630,6 +708,8 @@ class WinogradPlan:
             sums=b.records("winograd_sum", records),
             sum_count=len(records),
             block=self.block,
+            images_per_task=self.images_per_task,
+            blocks=self.tile_blocks,
             in_a_row=self.in_a_row,
             ahead=b.writes_far(),
             block_sources=self.block_sources,

@@ -5,7 +5,8 @@
 ``winograd_inputs``, where tasks share them) does a block of tiles: their inputs become a^rank matrices
 [source][channel], each is multiplied by its weights with the register tile, and the sums of each output become
 its pixels. A source is what a tile of outputs reads at one tap of the third axis, where neighbours share most
-of theirs, for one piece of the kernel. Channels are in the vectors throughout, and a block is so small that all of it stays in L2.
+of theirs, for one piece of the kernel. Channels are in the vectors throughout, and a block is so small that all of it
+stays in L2. Where blocks read a part of the image each, a task makes that part's haloed rows itself (src/join.h).
 src/winograd.h tells where the points come from.
 
 A NaN or inf spreads over its whole tile here. A tile that holds one is summed again directly.
@@ -104,17 +105,16 @@ def winograd_weights(a, begin, end, thread):
 
 @helper
 def winograd_decode(a, task):
-    """Return the sum and the task; all blocks are of nearly one size, and there may be more tasks than blocks."""
+    """Return the sum and the task; all blocks are of nearly one size."""
     part, index = task % a.parts, task // a.parts
     rest = index // a.in_a_row
     block = rest // a.sum_count // a.groups * a.in_a_row + index % a.in_a_row
     of = records(a, a.sums, "winograd_sum")[rest % a.sum_count]
     total = a.images * of.tile_count
-    blocks = (total + a.block - 1) // a.block
-    first, count, source, sources = 0, 0, 0, 0
-    if block < blocks:
-        first = total * block // blocks
-        count = total * (block + 1) // blocks - first
+    blocks = (a.images + a.images_per_task - 1) // a.images_per_task * a.blocks
+    first = total * block // blocks
+    count, source, sources = total * (block + 1) // blocks - first, 0, 0
+    if count:
         tiles, end = records(a, of.tiles, "winograd_tile"), first + count - 1
         last = tiles[end % of.tile_count]
         source = first // of.tile_count * of.source_count + tiles[first % of.tile_count].source
