@@ -9,8 +9,10 @@
  * are used once a call, as where there are few pixels, it packs panel by panel: on 512 channels of 7x7 pixels, packing
  * all of them first took half as long as the product.
  * Groups of 4 or 8 channels belong into dense_rows, in either layout: half of the lanes idle, or tiles of half a vector
- * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups; 1.2 times with stride 2). Where channels come
- * first, a task there makes the haloed image of its group itself, which then stays in L2 (src/join.h).
+ * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups; 1.2 times with stride 2), as did whole vectors of
+ * 8 with AVX2, where a tile of one vector waits for its rows: 50 to 70 GFLOP/s with 6 to 12 pixels, also with four channels
+ * of a pixel loaded at once and spread by shuffles, and 92 with tiles of two or three vectors. A task there makes the haloed
+ * image of its group itself, or of all that share cache lines, which then stays in L2 (src/join.h).
  */
 
 /* Decode a task: which images, sum, group, pixels, output channels. */

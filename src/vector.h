@@ -329,6 +329,23 @@ INLINE void FN(turn)(vec *row)
         row[i + 8] = ODD_LANES(low, low_2);
         row[i + 12] = ODD_LANES(high, high_2);
     }
+#elif VEC_BYTES == 32 && IS_FLOAT
+    /* The same: 24 shuffles, and not the 48 that zips of whole vectors are made of. */
+    UNROLL(2)
+    for (int i = 0; i < 8; i += 4) {
+        vec ab0 = SHUFFLE(row[i], row[i + 1], 0, 8, 1, 9, 4, 12, 5, 13), ab1 = SHUFFLE(row[i], row[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+        vec cd0 = SHUFFLE(row[i + 2], row[i + 3], 0, 8, 1, 9, 4, 12, 5, 13);
+        vec cd1 = SHUFFLE(row[i + 2], row[i + 3], 2, 10, 3, 11, 6, 14, 7, 15);
+        next[i] = SHUFFLE(ab0, cd0, 0, 1, 8, 9, 4, 5, 12, 13);
+        next[i + 1] = SHUFFLE(ab0, cd0, 2, 3, 10, 11, 6, 7, 14, 15);
+        next[i + 2] = SHUFFLE(ab1, cd1, 0, 1, 8, 9, 4, 5, 12, 13);
+        next[i + 3] = SHUFFLE(ab1, cd1, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    UNROLL(4)
+    for (int i = 0; i < 4; i++) {
+        row[i] = SHUFFLE(next[i], next[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        row[i + 4] = SHUFFLE(next[i], next[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
 #else
     UNROLL(4)
     for (int64_t left = LANES; left > 1; left /= 2) {

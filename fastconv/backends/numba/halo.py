@@ -11,6 +11,7 @@ from .moves import (
     copy_mapped,
     copy_strided,
     copy_thirds,
+    fill_square,
     split,
     split_in_three,
     transpose,
@@ -72,6 +73,11 @@ def fill_rows(y, y_phase, y_block, x, x_w, channels, phases, lines, maps, all_ru
     """As fill_row, rows of as many planes as there are channels side by side."""
     for p in range(phases):
         to, index, runs = y + p * y_phase, maps + p * lines, all_runs + p * 4
+        if channels == lanes(y) and lines >= lanes(y):
+            for next_line in range(0, lines, lanes(y)):  # the last square overlaps the one before
+                i = min(next_line, lines - lanes(y))
+                fill_square(to + i, y_block, x, x_w, index + i)
+            continue
         begin, end = runs[0], runs[1]
         for c in range(channels):
             copy_mapped(to + c * y_block, x + c, x_w, index, begin)

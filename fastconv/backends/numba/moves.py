@@ -321,6 +321,23 @@ def turn_block(y, to, j, x, x_stride, columns):
     return void(y, kind, word, x, word, word), emit
 
 
+@verb
+def fill_square(y, y_stride, x, x_stride, index):
+    """y[c * y_stride + i] = x[index[i] * x_stride + c] for as many i and c as a vector has lanes, 0 where the index is negative."""
+
+    def emit(builder, y_, y_stride, x_, x_stride, index_):
+        (zero,), rows = zeros(x, 1), []
+        for i in range(x.lanes):
+            source = emit_get(builder, index_, i)
+            exists = builder.icmp_signed(">=", source, WORD(0))
+            place = builder.mul(builder.select(exists, source, WORD(0)), x_stride)
+            rows.append(builder.select(exists, emit_load(builder, x, emit_at(builder, x_, place)), zero))
+        for c, turned in enumerate(emit_turn(builder, rows)):
+            emit_store(builder, y, emit_at(builder, y_, builder.mul(y_stride, WORD(c))), turned)
+
+    return void(y, word, x, word, INTEGERS), emit
+
+
 @helper
 def transpose(y, to, x, x_stride, rows, columns):
     """y[j * to][i] = x[i][j] for i < rows, j < columns, or y[to[j]][i] if `to` is a table of places.
