@@ -18,9 +18,10 @@ __all__ = ["ACTIVATION_CODES", "WORDS", "Builder", "Engines", "Operand", "Words"
 
 # Partial sums stay small (and errors with them) and a panel of one tile's width stays in L1.
 K_BLOCK = 128
-# Bytes of input and output, all images together, that no level of cache holds for long: with 9.6 MB fetching rows ahead
-# takes a tenth more time, with four times as much less than half the time.
-BEYOND_CACHES = 14 << 20
+# Bytes of input and output, all images together, that no level of cache holds for long where others share it. With 9.6 MB
+# fetching rows ahead takes a tenth more time where they do not, and down to 0.4 of the time where they do (96 x 112x112 and, in
+# float64, 91 x 75x101); with 6.4 MB 0.7 to 1.3 of it.
+BEYOND_CACHES = 8 << 20
 # More tasks than this for an image are enough to keep threads busy.
 ENOUGH_TASKS = 8
 # Weights of one task of the packing stage, along k.
