@@ -19,8 +19,8 @@ __all__ = ["ACTIVATION_CODES", "WORDS", "Builder", "Engines", "Operand", "Words"
 # Partial sums stay small (and errors with them) and a panel of one tile's width stays in L1.
 K_BLOCK = 128
 # Bytes of input and output, all images together, that no level of cache holds for long where others share it. With 9.6 MB
-# fetching rows ahead takes a tenth more time where they do not, and down to 0.4 of the time where they do (96 x 112x112 and, in
-# float64, 91 x 75x101); with 6.4 MB 0.7 to 1.3 of it.
+# fetching rows ahead takes 0.3 to 0.5 of the time on a shared cache of 32 MB, and 1.0 to 1.1 while nobody else uses it or on two
+# threads; with 12.8 MB 0.3 to 0.65 on either; with 6.4 MB 0.3 to 1.4.
 BEYOND_CACHES = 8 << 20
 # More tasks than this for an image are enough to keep threads busy.
 ENOUGH_TASKS = 8
