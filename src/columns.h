@@ -213,6 +213,23 @@ static const FN(columns_fn) FN(columns)[COLUMN_ROWS + 1][7] = {
 #undef P_
 #undef H_
 
+/* What is fetched ahead: so many elements of x and y with each vector of channels. */
+typedef struct {
+    const real *x, *y;
+    int64_t x_share, y_share;
+} FN(vector_shares);
+
+INLINE void FN(fetch_share)(FN(vector_shares) *ahead)
+{
+    int64_t line = CACHE_LINE / (int64_t)sizeof(real);
+    for (int64_t i = 0; i < ahead->x_share; i += line)
+        __builtin_prefetch(ahead->x + i, 0, 2);
+    for (int64_t i = 0; i < ahead->y_share; i += line)
+        __builtin_prefetch(ahead->y + i, 0, 2);
+    ahead->x += ahead->x_share;
+    ahead->y += ahead->y_share;
+}
+
 /* The same with channels last: the rows of a tile are pixels of one row, and a vector is of channels. Kernel rows are
  * pairs of (address of an image row, its weights), their number in front; all of them have the same columns: taps,
  * weights, and where in an image row the rows + taps - 1 pixels lie, in bytes. Results go to y[r * y_row + channel],
@@ -225,6 +242,7 @@ typedef struct {
     int64_t many, step;
     const real *total;
     int activation;
+    FN(vector_shares) ahead;
 } FN(pixels_out);
 
 INLINE const int64_t *FN(add_pixels)(const int rows, const int taps, const int part, const int64_t *column, const char *x,
@@ -252,8 +270,10 @@ INLINE const int64_t *FN(pixels_body)(const int rows, const int part, const int6
                                       int64_t channel, const real *w, int64_t w_step, const FN(pixels_out) *out)
 {
     const int64_t *column = columns, *row_end = kernel_rows + 1 + 2 * kernel_rows[0];
+    FN(vector_shares) ahead = out->ahead;
     for (int64_t many = out->many, step = out->step; many > 0; many--, channel += step, step = LANES) {
         vec acc[COLUMN_ROWS], bias = {0};
+        FN(fetch_share)(&ahead);
         UNROLL(8)
         for (int r = 0; r < rows; r++)
             acc[r] = (vec){0};

@@ -161,7 +161,10 @@ def lower_planes(b: Builder, axes: Axes, most_rows: int = 0) -> tuple[int, Image
 
 
 def _ahead(b: Builder, columns: Columns, rows: Reads, line: int) -> tuple[int, int, int]:
-    """Return where the lines are that a row of tiles is the first to read, from those of the one before; zeros if all is near."""
+    """Return where the lines are that a row of tiles is the first to read, from those of the one before; zeros if all is near.
+
+    Of an image in cache neither these nor the next plane gain from being fetched: 1.1 to 1.2 of the time, dilated or not.
+    """
     if b.problem.bytes <= BEYOND_CACHES:
         return 0, 0, 0
     step = columns.row_step * rows.step

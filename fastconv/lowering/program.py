@@ -18,9 +18,10 @@ __all__ = ["ACTIVATION_CODES", "WORDS", "Builder", "Engines", "Operand", "Words"
 
 # Partial sums stay small (and errors with them) and a panel of one tile's width stays in L1.
 K_BLOCK = 128
-# Bytes of input and output, all images together, that no level of cache holds for long: with 9.6 MB fetching rows ahead
-# takes a tenth more time, with four times as much less than half the time.
-BEYOND_CACHES = 14 << 20
+# Bytes of input and output, all images together, that no level of cache holds for long where others share it. With 9.6 MB
+# fetching rows ahead takes 0.3 to 0.5 of the time on a shared cache of 32 MB, and 1.0 to 1.1 while nobody else uses it or on two
+# threads; with 12.8 MB 0.3 to 0.65 on either; with 6.4 MB 0.3 to 1.4.
+BEYOND_CACHES = 8 << 20
 # Bytes of output, all images together, that leave L2 while they are written.
 BEYOND_L2 = 2 << 20
 # More tasks than this for an image are enough to keep threads busy.

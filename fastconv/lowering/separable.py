@@ -108,7 +108,7 @@ def refuse_separable(problem: SeparableProblem) -> str | None:
 
 
 def _pixel_bands(b: Builder, axes: Axes) -> int:
-    """Return how many rows of pixels a band has."""
+    """Return how many rows of pixels a band has. Twice as many, so that they come out even, take 1.1 of the time."""
     p = b.problem
     width, rows = p.output_size[-1], math.prod(p.output_size[:-1])
     most = max(PANEL_BYTES // (width * p.out_channels * b.itemsize), 1)
@@ -117,12 +117,18 @@ def _pixel_bands(b: Builder, axes: Axes) -> int:
 
 
 def _plane_rows(b: Builder, axes: Axes) -> int:
-    """Return how many rows of planes a band may have."""
+    """Return how many rows of planes a band may have: whole tiles, unless of two bands one would be left with little.
+
+    20 rows in two of 10, and not 16 and 4, take 0.65 to 0.71 of the time on two threads and the same on one (144 x 20x20 to 40,
+    AVX2). More bands alike do not pay: 28 rows in four of 7, and not three of 8 and one of 4, take 0.95 to 1.4 of the time, 19
+    in 7, 7 and 5 1.1 to 1.25.
+    """
     p = b.problem
     d, h, w = axes
     most = max(PANEL_BYTES // (d.out * w.out * p.out_channels * b.itemsize), 1)
     bands = max(-(-h.out // most), min(ENOUGH_TASKS, h.out // MIN_ROWS), 1)
-    return min(round_up(-(-h.out // bands), TILE_ROWS), h.out)
+    rows = -(-h.out // bands)
+    return rows if bands == 2 else min(round_up(rows, TILE_ROWS), h.out)
 
 
 class BandPlan(DensePlan):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...lowering.program import WORDS
+from .dense import CACHE_LINE
 from .epilogue import RELU6
 from .simd import (
     INTEGER_POINTER,
@@ -28,6 +29,7 @@ from .simd import (
     emit_mask,
     emit_masked_load,
     emit_masked_store,
+    emit_prefetch,
     emit_shuffle,
     emit_splat,
     emit_store,
@@ -308,12 +310,26 @@ def columns(
     return void(INTEGERS, word, word, *places, x.element, word, INTEGERS), emit
 
 
+def emit_shares(builder: Any, kind: Any, k: Any, shares: Sequence) -> None:
+    """Fetch ahead what vector k of a tile of pixels has to: so many elements of each of (pointer, elements)."""
+    line = CACHE_LINE // bytes_of(kind.element)
+    for pointer, share in shares:
+        place = emit_at(builder, pointer, builder.mul(k, share))
+        lines = builder.sdiv(builder.add(share, WORD(line - 1)), WORD(line))
+
+        def fetch(i, _, place=place):
+            emit_prefetch(builder, emit_at(builder, place, builder.mul(i, WORD(line))))
+            return []
+
+        emit_loop(builder, lines, [], fetch)
+
+
 def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
     """Return what emits the sums of so many pixels, for `many` vectors of channels or a part of one."""
 
     def emit(
         builder, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, first_step, total, adding, bias, has_bias,
-        activation, state,
+        activation, x_ahead, x_share, y_ahead, y_share, state,
     ):  # fmt: skip
         size = WORD(bytes_of(kind.element))
 
@@ -329,6 +345,7 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
             )
             here = builder.add(channel, builder.add(builder.mul(k, WORD(kind.lanes)), more))
             w_here = emit_at(builder, w, here)
+            emit_shares(builder, kind, k, ((x_ahead, x_share), (y_ahead, y_share)))
 
             def kernel_row(r, carried):
                 pair = builder.mul(r, WORD(2))
@@ -395,7 +412,8 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
 def pixels_type(like: Any) -> ir.FunctionType:
     reals = ll_reals(like)
     places = [INTEGER_POINTER, INTEGER_POINTER, WORD, reals, WORD, reals, WORD, WORD, WORD, WORD, reals, WORD]
-    return ir.FunctionType(ir.VoidType(), [*places, reals, WORD, WORD, INTEGER_POINTER])
+    ahead = [reals, WORD, reals, WORD]
+    return ir.FunctionType(ir.VoidType(), [*places, reals, WORD, WORD, *ahead, INTEGER_POINTER])
 
 
 @verb
@@ -413,16 +431,16 @@ def pixel_tiles(like):
 @verb
 def pixels(
     tiles, rows, size, kernel_rows, columns, channel, w, w_step, y, y_row, part, many, step, total, adding, bias,
-    has_bias, activation, state,
+    has_bias, activation, x_ahead, x_share, y_ahead, y_share, state,
 ):  # fmt: skip
     """Sum one K block of a tile of pixels, channels last.
 
     Results go to y[r * y_row + channel], for `many` vectors of channels, the second of which is `step` behind the first;
-    state[0] becomes where the next block begins.
+    so many elements of x and y are fetched ahead with each of them. state[0] becomes where the next block begins.
     """
 
     def emit(builder, tiles, rows, size, *args):
         emit_shape(builder, tiles, rows, size, pixels_type(w), args)
 
     places = (INTEGERS, INTEGERS, word, w, word, y, word, word, word, word, total, word)
-    return void(INTEGERS, word, word, *places, bias, word, word, INTEGERS), emit
+    return void(INTEGERS, word, word, *places, bias, word, word, x_ahead, word, y_ahead, word, INTEGERS), emit

@@ -8,7 +8,6 @@ addresses of their pixels, in which padding is a pixel of zeros.
 from numba import int64
 
 from .columns import HALF, MAX_ROWS, PAIRED, SECOND, column_tiles, columns, halves, pixel_tiles, pixels
-from .dense import CACHE_LINE
 from .epilogue import LINEAR, RELU6, finish_lanes, finish_row
 from .halo import copy_rows, fill_row
 from .moves import clear, copy, copy_strided, load_some, merge
@@ -239,12 +238,13 @@ def address_columns(kernel_rows, column, pixels, k_block, zero, to):
 
 
 @helper
-def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, shift, y, c, state):
+def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, shift, y, ahead, c, state):
     """A tile of pixels for some channels. The last vector overlaps the one before, or is the only one; the second one of
     all, at `shift` if that is not 0, overlaps the first.
     """
     w, bias = reals(a, a.w), reals(a, a.b)
     simple = a.activation <= RELU6
+    x_ahead, x_share, y_ahead, y_share = ahead
     while channel < end:
         left = end - channel
         width, size, part, many = lanes(a), 0, 0, 1
@@ -264,15 +264,16 @@ def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, s
         for block in range(blocks - 1):
             pixels(
                 shapes, count, size, kernel_rows, integers(state[0]), channel, w, s.w_step, aside, width, part, 1,
-                step, aside, min(block, 1), bias, 0, LINEAR, state,
+                step, aside, min(block, 1), bias, 0, LINEAR, x_ahead, 0, y_ahead, 0, state,
             )  # fmt: skip
         to, to_row = (y, s.y_row) if simple else (aside, width)
         adding, has_bias = 1 if blocks > 1 else 0, 1 if a.b else 0
         clamp = a.activation if simple else LINEAR
         pixels(
             shapes, count, size, kernel_rows, integers(state[0]), channel, w, s.w_step, to, to_row, part, many,
-            step, aside, adding, bias, has_bias, clamp, state,
+            step, aside, adding, bias, has_bias, clamp, x_ahead, x_share, y_ahead, y_share, state,
         )  # fmt: skip
+        x_ahead, y_ahead = x_ahead + many * x_share, y_ahead + many * y_share
         if not simple:
             finish_row(c, count * width, real(a, 0.0), a.activation)
             for r in range(count):
@@ -281,14 +282,15 @@ def pixel_tile(a, shapes, s, count, kernel_rows, column, blocks, channel, end, s
 
 
 @helper
-def pixels_ahead(a, s, rows, number, tiles, y):
-    """Fetch what the next row is the first to read of a large image, and its place: the share of one tile of this row."""
-    line = CACHE_LINE // bytes_each(y)
-    x = reals(a, rows[2 * rows[0] - 1]) + a.x_row
-    for i in range(a.ahead * number // s.tile_count, a.ahead * (number + 1) // s.tile_count, line):
-        prefetch(x + i)
-    for i in range(0, tiles[number].pixels * s.y_row, line):
-        prefetch(y + (s.y_h + i))
+def pixels_ahead(a, s, rows, number, tiles, channels, y):
+    """Where lies what the next row is the first to read of a large image, and its place: the share of one tile of this row,
+    as many elements of each as one of the vectors of so many channels fetches.
+    """
+    begin, end = a.ahead * number // s.tile_count, a.ahead * (number + 1) // s.tile_count
+    vectors = (channels + lanes(a) - 1) // lanes(a)
+    x_share = (end - begin + vectors - 1) // vectors
+    y_share = (tiles[number].pixels * s.y_row + vectors - 1) // vectors
+    return reals(a, rows[2 * rows[0] - 1]) + (a.x_row + begin), x_share, y + s.y_h, y_share
 
 
 @helper
@@ -305,12 +307,15 @@ def pixel_strip(
         for t in range(tile, tile_end):
             count, y_t, rows_t = tiles[t].pixels, y_r + tiles[t].y, rows + r * a.row_words
             columns_t, blocks = integers(tiles[t].columns), int64(1)
+            ahead = y_t, int64(0), y_t, int64(0)
             if a.ahead and channel == 0 and rows_t[0]:
-                pixels_ahead(a, s, rows_t, t, tiles, y_t)
+                ahead = pixels_ahead(a, s, rows_t, t, tiles, end, y_t)
             if tiles[t].list >= 0:
                 made = lists + (r * a.list_words + tiles[t].list)
                 rows_t, columns_t, blocks = one_row, made + 1, made[0]
-            pixel_tile(a, shapes, s, count, rows_t, columns_t, blocks, channel, end, shift, y_t, c, state)
+            pixel_tile(
+                a, shapes, s, count, rows_t, columns_t, blocks, channel, end, shift, y_t, ahead, c, state
+            )
 
 
 @helper

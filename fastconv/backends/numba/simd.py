@@ -264,17 +264,17 @@ def integers(address):
     return INTEGERS(word), lambda builder, at: builder.inttoptr(at, INTEGER_POINTER)
 
 
+def emit_prefetch(builder: Any, at: Any) -> None:
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+    function = builder.module.declare_intrinsic("llvm.prefetch", (), kind)
+    builder.call(function, [builder.bitcast(at, byte), flag(0), flag(2), flag(1)])
+
+
 @verb
 def prefetch(pointer):
     """Fetch the cache line at an address into L2."""
-
-    def emit(builder, at):
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (), kind)
-        builder.call(function, [builder.bitcast(at, byte), flag(0), flag(2), flag(1)])
-
-    return void(pointer), emit
+    return void(pointer), emit_prefetch
 
 
 @verb
