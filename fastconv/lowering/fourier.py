@@ -271,6 +271,7 @@ class Product:
             w_width=self.width,
             sums=b.records("sum", [record]),
             sum_count=1,
+            together=1,
             pixel_block=block,
             k_block=K_BLOCK,
             by_groups=1,
