@@ -12,7 +12,7 @@
  * and 8 pixels, took 1.3 times as long (256 channels of 28x28 in 32 groups; 1.2 times with stride 2), as did whole vectors of
  * 8 with AVX2, where a tile of one vector waits for its rows: 50 to 70 GFLOP/s with 6 to 12 pixels, also with four channels
  * of a pixel loaded at once and spread by shuffles, and 92 with tiles of two or three vectors. A task there makes the haloed
- * image of its group itself, or of all that share cache lines, which then stays in L2 (src/join.h).
+ * image of its group itself, or of all in the same vectors, which then stays in L2 (src/join.h).
  */
 
 /* Decode a task: which images, sum, group, pixels, output channels. */

@@ -6,8 +6,8 @@ from helpers import integers
 
 import fastconv
 
-# (groups, input channels, output channels of one): in pairs, the last one alone; in fours; in pairs of wide ones; too many
-# together.
+# (groups, input channels, output channels of one). Halos are made for each or, in wider vectors, for some together, the last
+# of them missing; or for too many together.
 GROUPS = {"eight": (7, 8, 8), "four": (17, 4, 4), "twenty-four": (9, 24, 24), "uneven": (9, 3, 5)}
 
 
