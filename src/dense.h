@@ -315,8 +315,6 @@ static void FN(dense_lanes)(const int64_t *words, int64_t begin, int64_t end, in
                 columns = panel;
                 column_offsets = steps;
             }
-            if (a->ahead && kb == k_blocks - 1)
-                FN(expect_rows)(channels, runs, found, y, a->y_channel, sum->y_w);
             int64_t next = k + count, ahead = fetched && next < sum->taps ? (sum->taps - next < count ? sum->taps - next : count) : 0;
             const real *following = far && next < sum->taps ? w + w_offsets[next] : 0;
             for (int64_t p = 0; p < t.pixels; p += LANE_ROWS) {

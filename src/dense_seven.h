@@ -96,10 +96,6 @@ static void FN(dense_seven)(const int64_t *words, int64_t begin, int64_t end, in
                                                                                  products[i].sums + p * width, width, part > 0);
             }
         }
-        for (int64_t i = 0; a->ahead && i < 2 * (last - first); i++) {
-            int64_t o = (first + i / 2 + i % 2 * pairs) * width, channels = a->channels - o < width ? a->channels - o : width;
-            FN(expect_rows)(channels, runs, found, (const real *)a->y + t.image * a->y_image + o * a->y_channel + sum->y, a->y_channel, sum->y_w);
-        }
         for (int64_t pair = 0; pair < last - first; pair++) {
             real *c = sums + pair * SEVEN * area, *across = c + 2 * area;
             finite &= FN(strassen_join)(c, c + 4 * area, across, c + half * width, c + 5 * area, c + 6 * area, across + half * width,

@@ -128,7 +128,8 @@ static void FN(store_rows)(const real *c, int64_t c_row, int64_t rows, const FN(
 }
 
 /* Ask for the lines that rows will be written to, while their sums are made: these lie in so many planes that the processor
- * foresees none (64 planes of 255x255, 9x9 taps: 12.8 and not 22.7 ms with AVX2). */
+ * foresees none (2 x 64 x 112x112, 1x1 taps: 4.2 and not 5.8 ms with AVX2). Where seven products or lanes of channels leave, it
+ * made no difference. */
 INLINE void FN(expect_rows)(int64_t rows, const FN(run) *runs, int64_t run_count, const real *y, int64_t y_channel, int64_t y_w)
 {
     int64_t line = CACHE_LINE / (int64_t)sizeof(real), step = y_w < line ? line / y_w : 1;

@@ -70,7 +70,7 @@ enum { LINEAR, RELU, RELU6, SILU, GELU, HARDSWISH };
     W(direct)                  /* vectors read the image itself, in line space, and not a stitched panel */            \
     W(by_groups)               /* whether neighbouring tasks are pixels of a group, and not groups that share pixels */ \
     W(in_turn)                 /* sums take turns, task by task: they share pixels and cache lines of the output */    \
-    W(ahead)                   /* whether lines of the output are asked for while what goes there is summed */         \
+    W(ahead)                   /* dense_rows: whether lines of the output are asked for while what goes there is summed */ \
     W(together)                /* dense_rows: 2 if a task has both phases of a row of the output, the second's sum behind */ \
     W(seven)                   /* sums of quarters of the weights; a chunk is of pairs of blocks then */                \
     W(depth)                   /* channels of a tap, which lie side by side then */

@@ -323,8 +323,6 @@ def dense_lanes(a, begin, end, thread):
                 places = integers(part.w_places) + k
                 pack_block(panel, a.w_width, w, a.w_row, channels, w_offsets + k, places, count)
                 columns, column_offsets = panel, steps
-            if a.ahead and kb == k_blocks - 1:
-                expect_rows(channels, runs, found, y, a.y_channel, part.y_w)
             following = part.taps - k - count
             ahead = 0
             if a.w_row and a.groups * a.channels * part.taps > BEYOND_CACHE:

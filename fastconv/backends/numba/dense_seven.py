@@ -5,7 +5,7 @@ their sums are there; those of pixels are made by each task.
 """
 
 from .dense import dense_decode, pixel_runs
-from .epilogue import expect_rows, leave_lanes
+from .epilogue import leave_lanes
 from .moves import transpose
 from .simd import address, helper, integers, lanes, reals, records, stack_integers, stack_runs
 from .strassen import strassen_join, strassen_rows
@@ -104,11 +104,6 @@ def dense_seven(a, begin, end, thread):
                             tiles, min(half - p, lane_rows(a)), nv, depth, left + (i * half + p), ones,
                             reals(a, right[i]), steps, reals(a, to[i]) + p * width, width, piece,
                         )  # fmt: skip
-        if a.ahead:
-            for i in range(2 * (last - first)):
-                o = (first + i // 2 + i % 2 * pairs) * width
-                y = reals(a, a.y) + (image * a.y_image + o * a.y_channel + part.y)
-                expect_rows(min(a.channels - o, width), runs, found, y, a.y_channel, part.y_w)
         finite = True
         for pair in range(last - first):
             c = sums + pair * PRODUCTS * area
