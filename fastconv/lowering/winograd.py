@@ -531,7 +531,9 @@ class WinogradPlan:
     def bands(self) -> list[dict[str, int]]:
         """Return which lines of the haloed image each task reads, or nothing where it cannot make them itself."""
         h_phases = self.axes[1].phases
-        if self.parts > 1 or self.images_per_task > 1 or self.axes[0].map.size > 1:
+        # A band has all channels: what goes over it again, for each group or with other weights, would make it again.
+        again = self.p.groups > 1 or self.in_a_row > 1
+        if again or self.parts > 1 or self.images_per_task > 1 or self.axes[0].map.size > 1:
             return []
         role = self.filtering.places.index(1)
         points = 1, self.outputs[0] + self.filtering.kernels[0] - 1, self.outputs[1] + self.kernel - 1
