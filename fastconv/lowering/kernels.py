@@ -57,7 +57,7 @@ from .depthwise_grad import lower_depthwise_grad_pixels, lower_depthwise_grad_pl
 from .fourier import FOURIER_TOLERANCE, fourier_flops, lower_fourier, refuse_fourier
 from .geometry import sums_of
 from .narrow_grad import lower_plane_grad
-from .program import Engines, round_up
+from .program import BEYOND_CACHES, Engines, round_up
 from .separable import lower_separable, refuse_separable
 from .strassen import K_BLOCK as SEVEN_BLOCK
 from .strassen import lower_strassen, refuse_strassen, strassen_blocks
@@ -110,6 +110,7 @@ CACHE = 8.5e6  # weights beyond it are written and read again at
 BEYOND_BYTES = 14e9
 FAR_BYTES = 45e9  # those that are ready are read at
 L3_BYTES = 32e6  # and what is beyond it from memory, at BEYOND_BYTES: 512 channels of 2x7x7, 3x3x3, four points 20.4, six 23.8 ms
+TURNED_BYTES = 8e9  # planes beyond the caches are turned at: 3 to 64 x 16x112x112, 3x3x3, 43 ms directly, 61 by six points
 # The same for weight gradients, fitted to 168 of them: the choice loses 2 %.
 WEIGHT_GRAD_FLOPS = 120e9
 WEIGHT_GRAD_TRANSFORM_BYTES = 20e9
@@ -308,6 +309,8 @@ def cost_winograd(points: int) -> Callable[[Problem], float]:
         else:
             given = pairs * problem.taps * size
             seconds += weights / WEIGHT_BYTES + max(weights + given - CACHE, 0) / BEYOND_BYTES
+        if problem.layout == "NCHW":
+            seconds += max(problem.bytes - BEYOND_CACHES, 0) / TURNED_BYTES
         return WINOGRAD_OVERHEAD + seconds + problem.bytes / ARRAY_BYTES
 
     return cost
