@@ -15,6 +15,7 @@ from .epilogue import RELU6
 from .simd import (
     INTEGER_POINTER,
     INTEGERS,
+    MASKED_BYTES,
     WORD,
     Pointer,
     bytes_of,
@@ -28,11 +29,11 @@ from .simd import (
     emit_loop,
     emit_mask,
     emit_masked_load,
-    emit_masked_store,
     emit_prefetch,
     emit_shuffle,
     emit_splat,
     emit_store,
+    emit_store_parts,
     emit_table,
     ir,
     ll_element,
@@ -114,6 +115,22 @@ def emit_when(builder: Any, condition: Any, values: list, change: Callable) -> l
     return found
 
 
+def emit_either(builder: Any, condition: Any, one: Callable, other: Callable) -> list:
+    """Emit ``one() if condition else other()``, lists of values."""
+    ends = []
+    with builder.if_else(condition) as branches:
+        for branch, make in zip(branches, (one, other), strict=True):
+            with branch:
+                ends.append((make(), builder.block))
+    found = []
+    for values in zip(*(values for values, _ in ends), strict=True):
+        phi = builder.phi(values[0].type)
+        for value, (_, block) in zip(values, ends, strict=True):
+            phi.add_incoming(value, block)
+        found.append(phi)
+    return found
+
+
 def emit_products(builder: Any, rows: int, weights: list, values: list, sums: list, stride: int = 1) -> list:
     """Add weight j times value stride * r + j to row r; values and sums are lists of one vector a row."""
     sums = list(sums)
@@ -143,7 +160,8 @@ def emit_lines(
 
     def load(n: int) -> Any:
         place = emit_at(builder, x, n * kind.lanes)
-        return emit_masked_load(builder, kind, place, masks[n]) if masks else emit_load(builder, kind, place)
+        mask = masks[n] if masks else None
+        return emit_masked_load(builder, kind, place, mask) if mask else emit_load(builder, kind, place)
 
     if stride == 1:
         return [load(v) for v in range(vectors)]
@@ -156,13 +174,27 @@ def emit_lines(
     return found
 
 
+def emit_mask_if(builder: Any, kind: Any, condition: Any, mask: Any) -> Any:
+    """The mask if the condition holds, else none of its lanes."""
+    bits = bytes_of(kind.element) * 8
+    if kind.lanes * bits == MASKED_BYTES * 8:
+        return builder.select(condition, mask, ir.Constant(mask.type, None))
+    # Masks of AVX2 are whole vectors: as bits, each was made into one anew.
+    whole = ir.VectorType(ir.IntType(bits), kind.lanes)
+    allowed = emit_splat(builder, whole, builder.sext(condition, ir.IntType(bits)))
+    return builder.icmp_signed(
+        "<", builder.and_(builder.sext(mask, whole), allowed), ir.Constant(whole, None)
+    )
+
+
 def emit_columns(kind: Any, rows: int, vectors: int, stride: int = 1, phases: int = 1) -> Callable:
     """Return what emits the sums of a tile of one shape.
 
     It may be of every second pixel (stride 2), or have a vector of each of two phases of the output.
     """
     kinds = MAX_TAPS * (MAX_COLUMNS if stride > 1 else phases)
-    masked = kind.lanes * bytes_of(kind.element) > UNMASKED_BYTES
+    bytes = kind.lanes * bytes_of(kind.element)
+    masked = bytes > UNMASKED_BYTES
 
     def emit(builder, group, x, x_row, w, w_step, y, y_row, part, total, adding, bias, activation, state):
         def add(number, group, sums):
@@ -177,7 +209,6 @@ def emit_columns(kind: Any, rows: int, vectors: int, stride: int = 1, phases: in
                 w_k = emit_at(builder, w, emit_get(builder, column, 1))
                 inside = emit_get(builder, column, 2)
                 lanes = [emit_mask(builder, kind, column, 3 + n) for n in range(3)]
-                none = ir.Constant(lanes[0].type, None)
                 if side_by_side > 1:
                     lanes = [ir.Constant(lanes[0].type, [1] * kind.lanes)] * side_by_side
                 weights: list[list] = [[] for _ in range(columns)]
@@ -185,19 +216,38 @@ def emit_columns(kind: Any, rows: int, vectors: int, stride: int = 1, phases: in
                     for n, those in enumerate(weights):
                         those.append(emit_splat(builder, ll_vector(kind), emit_get(builder, w_k, n)))
                     w_k = emit_at(builder, w_k, w_step)
-                lines = []
-                for i in range(stride * (rows - 1) + taps):
-                    bit = builder.trunc(builder.lshr(inside, WORD(i)), ir.IntType(1))
-                    masks = [builder.select(bit, mask, none) for mask in lanes] if masked else None
-                    lines.append(emit_lines(builder, kind, x_k, stride, columns, side_by_side, masks))
-                    x_k = emit_at(builder, x_k, x_row)
-                updated = list(sums)
-                for v in range(side_by_side):
-                    place = slice(phase + v, None, vectors)
-                    for n, those in enumerate(weights):
-                        values = [line[v if stride == 1 else n] for line in lines]
-                        updated[place] = emit_products(builder, rows, those, values, updated[place], stride)
-                return updated
+                count = stride * (rows - 1) + taps
+
+                def add_lines(whole: bool) -> list:
+                    """Load all vectors of all lines; the last of a third column may end too early, whatever the others do."""
+                    place, lines = x_k, []
+                    for i in range(count):
+                        masks = [None, None, lanes[-1]] if masked and stride > 1 else None
+                        if not whole:
+                            bit = builder.trunc(builder.lshr(inside, WORD(i)), ir.IntType(1))
+                            masks = [emit_mask_if(builder, kind, bit, mask) for mask in lanes]
+                        lines.append(emit_lines(builder, kind, place, stride, columns, side_by_side, masks))
+                        place = emit_at(builder, place, x_row)
+                    updated = list(sums)
+                    for v in range(side_by_side):
+                        those = slice(phase + v, None, vectors)
+                        for n, several in enumerate(weights):
+                            values = [line[v if stride == 1 else n] for line in lines]
+                            updated[those] = emit_products(
+                                builder, rows, several, values, updated[those], stride
+                            )
+                    return updated
+
+                # With AVX-512 masks cost nothing; with AVX2 they took three times as long (91 x 75x101, 3x3).
+                if not masked or bytes == MASKED_BYTES:
+                    return add_lines(whole=not masked)
+                every = builder.icmp_signed("==", inside, WORD((1 << count) - 1))
+                for which in range(3, 5 if stride > 1 else 4) if side_by_side == 1 else ():
+                    full = builder.icmp_signed(
+                        "==", emit_get(builder, column, which), WORD((1 << kind.lanes) - 1)
+                    )
+                    every = builder.and_(every, full)
+                return emit_either(builder, every, lambda: add_lines(True), lambda: add_lines(False))
 
             count = emit_get(builder, group, 1)
             end = emit_at(builder, group, builder.add(builder.mul(count, WORD(COLUMN_WORDS)), WORD(2)))
@@ -250,14 +300,11 @@ def emit_rows(
         with all_of_them:
             whole()
         with some:
-            masks = []
             for v in range(vectors):
                 left = builder.sub(part, WORD(v * kind.lanes))
                 none = builder.icmp_signed("<", left, WORD(0))
-                masks.append(emit_first(builder, kind, builder.select(none, WORD(0), left)))
-            for n, value in enumerate(sums):
-                place = emit_at(builder, places[n // vectors], n % vectors * kind.lanes)
-                emit_masked_store(builder, kind, place, value, masks[n % vectors])
+                to = [emit_at(builder, place, v * kind.lanes) for place in places]
+                emit_store_parts(builder, kind, to, sums[v::vectors], builder.select(none, WORD(0), left))
 
 
 def columns_type(like: Any) -> ir.FunctionType:
@@ -396,9 +443,7 @@ def emit_pixels(kind: Any, rows: int, masked: bool) -> Callable:
             y_here = emit_at(builder, y, here)
             places = [emit_at(builder, y_here, builder.mul(y_row, WORD(r))) for r in range(rows)]
             if masked:
-                mask = emit_first(builder, kind, part)
-                for place, value in zip(places, sums, strict=True):
-                    emit_masked_store(builder, kind, place, value, mask)
+                emit_store_parts(builder, kind, places, sums, part)
             else:
                 for place, value in zip(places, sums, strict=True):
                     emit_store(builder, kind, place, value)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .simd import (
     INTEGERS,
+    MASKED_BYTES,
     WORD,
     bytes_of,
     emit_at,
@@ -17,10 +18,10 @@ from .simd import (
     emit_load,
     emit_loop,
     emit_masked_load,
-    emit_masked_store,
     emit_out_of_line,
     emit_shuffle,
     emit_store,
+    emit_store_parts,
     evens,
     helper,
     ir,
@@ -73,7 +74,7 @@ def copy(y, x, n):
         with builder.if_then(builder.icmp_signed(">", rest, WORD(0))):
             at, mask = builder.mul(whole, size), emit_first(builder, y, rest)
             part = emit_masked_load(builder, x, emit_at(builder, x_, at), mask)
-            emit_masked_store(builder, y, emit_at(builder, y_, at), part, mask)
+            emit_store_parts(builder, y, [emit_at(builder, y_, at)], [part], rest)
 
     return void(y, x, word), emit
 
@@ -115,7 +116,7 @@ def clear(y, n):
         emit_loop(builder, whole, [], step)
         with builder.if_then(builder.icmp_signed(">", rest, WORD(0))):
             last = emit_at(builder, y_, builder.mul(whole, size))
-            emit_masked_store(builder, y, last, zero, emit_first(builder, y, rest))
+            emit_store_parts(builder, y, [last], [zero], rest)
 
     return void(y, word), emit
 
@@ -212,7 +213,7 @@ def split_in_three(y, second, third, x, n):
 @verb
 def masks_are_fast(like):
     """Whether stores of some lanes cost no more than stores of all (AVX-512)."""
-    return word(like), lambda builder, _: WORD(int(like.lanes * bytes_of(like.element) == 64))
+    return word(like), lambda builder, _: WORD(int(like.lanes * bytes_of(like.element) == MASKED_BYTES))
 
 
 @helper
