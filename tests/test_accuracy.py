@@ -41,18 +41,17 @@ def test_kernels_keep_to_their_accuracy(layer, magnitudes):
     wide = (array.astype(np.float64) for array in (x, w))
     expected = getattr(fastconv, layer.op)(*wide, accuracy="high", **layer.options())
     terms = math.prod(layer.weight_shape[1:])
+    problem = Problem.create(layer.op, x.shape, w.shape, **layer.options())
+    tolerance = FLOAT32_LONG if terms >= LONG else FLOAT32
     ran = []
     for kernel in fastconv.kernels(layer.op, backend="cython"):
-        problem = Problem.create(layer.op, x.shape, w.shape, **layer.options())
         if kernel.refuse(problem):
             continue
         actual = np.empty(problem.output_shape, np.float32)
         kernel.build(problem)(actual, x, w, None, None, None, 1)
-        tolerance = FLOAT32_LONG if terms >= LONG else FLOAT32
-        if kernel.tolerance:
-            tolerance = ROUNDED
-        elif kernel.name.endswith("strassen"):
-            tolerance = QUARTERS
-        testing.assert_close(actual, expected, tolerance, kernel.name)
+        allowed = ROUNDED if kernel.tolerance else tolerance
+        if kernel.name.endswith("strassen"):
+            allowed = QUARTERS
+        testing.assert_close(actual, expected, allowed, kernel.name)
         ran.append(kernel.name)
     assert ran

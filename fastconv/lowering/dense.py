@@ -359,6 +359,11 @@ class DensePlan:
         """Channels of a task of the halo: those that lie side by side are turned by whole vectors."""
         return self.b.lanes if self.p.layout == "NHWC" else 1
 
+    @property
+    def sharing(self) -> int:
+        """Groups whose halo one task makes: as few as fill such vectors."""
+        return self.halo_step // math.gcd(self.halo_step, self.c)
+
     def makes_own_halo(self) -> bool:
         """Whether a task makes the haloed image of its group in the scratch of its thread.
 
@@ -367,8 +372,6 @@ class DensePlan:
         to 1.18 times as long with stride 2, and as long without.
         """
         p = self.p
-        step = self.halo_step
-        self.sharing = step // math.gcd(step, self.c)
         small = self.sharing * self.c * self.x_channel * self.b.itemsize <= GROUP_BYTES
         alone = self.images_per_task == len(self.sums) == 1
         bands = -(-p.groups // self.sharing)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...lowering.program import WORDS
-from .dense import CACHE_LINE
-from .epilogue import RELU6
+from .epilogue import CACHE_LINE, RELU6
 from .simd import (
     INTEGER_POINTER,
     INTEGERS,
